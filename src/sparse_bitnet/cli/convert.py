@@ -1,0 +1,41 @@
+"""`sparse-bitnet convert MODEL OUTPUT`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparse_bitnet.cli.options import JsonFile, write_json
+
+
+def convert(
+    model: Annotated[str, typer.Argument(help="Latent checkpoint, as `train` leaves it.")],
+    output: Annotated[Path, typer.Argument(help="Directory to write; must not exist.")],
+    format: Annotated[str, typer.Option(help="i2: 2 bits a weight, any pattern; auto chooses.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Of embedding, norms and head: float32, bfloat16, float16; auto keeps theirs.")
+    ] = "auto",
+    max_shard_size: Annotated[str, typer.Option(help="Largest weight file.")] = "5GB",
+    json: JsonFile = None,
+) -> None:
+    """Pack a trained model for inference."""
+    import torch
+
+    from sparse_bitnet import convert as pack
+    from sparse_bitnet import summary
+    from sparse_bitnet.checkpoint.directory import copy_tokenizer, whole_directory
+    from sparse_bitnet.checkpoint.loading import open_model
+
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise ValueError(f"--dtype {dtype} is not one of auto, float32, bfloat16, float16")
+    with whole_directory(output) as staging:
+        packed = pack(open_model(model), format)
+        if dtype != "auto":
+            packed = packed.to(getattr(torch, dtype))
+        packed.save_pretrained(staging, max_shard_size=max_shard_size)
+        copy_tokenizer(model, staging)
+    figures = summary(packed)
+    write_json(json, figures.to_dict())
+    print(f"{output}: {figures.weights:,} weights at {figures.bits:.2f} bits, {100 * figures.zeros:.1f} % zeros")

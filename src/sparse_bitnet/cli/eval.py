@@ -1,0 +1,58 @@
+"""`sparse-bitnet eval ppl MODEL --text FILE`"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sparse_bitnet.cli.options import Device, JsonFile, choose_device, write_json
+
+app = typer.Typer(help="Evaluate a model.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback()
+def _group() -> None:
+    """Evaluate a model."""
+
+
+@app.command()
+def ppl(
+    model: Annotated[str, typer.Argument(help="Any causal language model: a directory or a Hub id.")],
+    text: Annotated[
+        list[str], typer.Option(help="File or directory (text, jsonl, parquet; .xz, .gz, .zst); repeatable.")
+    ],
+    window: Annotated[int, typer.Option(help="Tokens a window; windows do not overlap.")] = 2048,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows at a time.")] = 4,
+    text_field: Annotated[str, typer.Option(help="Column of jsonl and parquet that holds the text.")] = "text",
+    separator: Annotated[str, typer.Option(help="Between documents.")] = "\n\n",
+    device: Device = "auto",
+    json: JsonFile = None,
+) -> None:
+    """Token perplexity, and bits per byte, on text."""
+    import torch
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from sparse_bitnet.checkpoint.loading import open_model
+    from sparse_bitnet.corpus.documents import TextSource
+    from sparse_bitnet.corpus.token_blocks import tokenize_text
+    from sparse_bitnet.corpus.tokenizer import load_tokenizer
+    from sparse_bitnet.evaluation.perplexity import perplexity
+
+    joined = separator.join(TextSource(tuple(text), text_field=text_field).documents())
+    language_model = open_model(model, device=choose_device(device))
+    ids = torch.from_numpy(tokenize_text(joined, load_tokenizer(model)))
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("scoring", total=1.0)
+        result = perplexity(
+            language_model,
+            ids,
+            len(joined.encode()),
+            window,
+            batch_size,
+            lambda share: bar.update(task, completed=share),
+        )
+    write_json(json, {"model": model, "text": text, **result.to_dict()})
+    print(result)

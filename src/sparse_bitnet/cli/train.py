@@ -1,0 +1,33 @@
+"""`sparse-bitnet train CONFIG.yaml [section.field=value ...]`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="Settings, as `sparse-bitnet init` writes them.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[section.field=value]...")] = None,
+    resume: Annotated[
+        str, typer.Option(help="auto: from the newest whole checkpoint, if any; a checkpoint directory; never.")
+    ] = "never",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the settings, the parameters and the memory; do not train.")
+    ] = False,
+) -> None:
+    """Train a model, from scratch or from a checkpoint, and leave it in OUTPUT_DIR/model."""
+    from sparse_bitnet.training.config import load_config
+
+    settings = load_config(config, overrides or [])
+    if dry_run:
+        from sparse_bitnet.training.plan import describe_plan
+
+        print(describe_plan(settings))
+        return
+    from sparse_bitnet.training.run import train as run
+
+    result = run(settings, resume)
+    print(f"trained {result.steps} steps; the latent checkpoint is in {result.model_directory}")

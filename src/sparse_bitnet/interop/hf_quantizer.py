@@ -1,0 +1,96 @@
+"""Checkpoints for transformers: `AutoModelForCausalLM.from_pretrained` opens them, latent or packed.
+
+Imported by the hook of the package once transformers has its register of quantisation methods; importing registers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from sparse_bitnet.checkpoint.directory import stored_tensor_names
+from sparse_bitnet.nn.packed_linear import PackedLinear
+from sparse_bitnet.nn.stored_settings import LATENT, QUANT_METHOD, StoredSettings, named_layers
+from sparse_bitnet.nn.swap import exchange_for_loading, unpack_to_linear
+
+
+@register_quantization_config(QUANT_METHOD)
+class SparseBitNetConfig(QuantizationConfigMixin):
+    """`quantization_config` of config.json as transformers holds it. ValueError where it cannot be read."""
+
+    def __init__(self, **stored: Any) -> None:
+        self.settings = StoredSettings.from_dict(stored)
+        self.quant_method: Any = QUANT_METHOD  # a plain name, where transformers types its own enum
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.settings.to_dict()
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        return self.to_dict()
+
+
+@register_quantizer(QUANT_METHOD)
+class SparseBitNetQuantizer(HfQuantizer):
+    """Exchanges the layers before the tensors are read, and checks them afterwards."""
+
+    @property
+    def settings(self) -> StoredSettings:
+        config: Any = self.quantization_config
+        return config.settings
+
+    def _process_model_before_weight_loading(
+        self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> None:
+        exchange_for_loading(model, self.settings)
+        if checkpoint_files is not None:
+            _check_tensors_present(model, checkpoint_files)
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        for name, layer in named_layers(model):
+            if isinstance(layer, PackedLinear):
+                _check_values(name, layer)
+        return model
+
+    def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+        unpack_to_linear(model, dtype)
+        return model
+
+    def is_serializable(self, **kwargs: Any) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return self.settings.format == LATENT
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        return self.settings.format == LATENT
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+
+def _check_tensors_present(model: nn.Module, checkpoint_files: list[str]) -> None:
+    """ValueError where a layer's tensors are not in the files: transformers would go on with arbitrary values."""
+    stored = stored_tensor_names(checkpoint_files)
+    for name, layer in named_layers(model):
+        for tensor in layer.state_dict():
+            wanted = f"{name}.{tensor}"
+            if not any(key == wanted or key.endswith(f".{wanted}") or wanted.endswith(f".{key}") for key in stored):
+                files = ", ".join(checkpoint_files)
+                raise ValueError(f"{files}: tensor {wanted} is missing: the checkpoint is incomplete, save it again")
+
+
+def _check_values(name: str, layer: PackedLinear) -> None:
+    if not bool(torch.isfinite(layer.weight_scale).all() and (layer.weight_scale > 0).all()):
+        raise ValueError(f"{name}.weight_scale is not a positive number: the checkpoint is damaged, convert it again")
+    if layer.format.has_invalid_codes(layer.weight):
+        raise ValueError(
+            f"{name}.weight is not of format {layer.format.name}: the checkpoint is damaged, convert it again"
+        )

@@ -1,0 +1,82 @@
+"""Which backend runs an op, and why the others do not.
+
+An op is a folder of `kernels`; each backend is one module in it with three functions:
+
+    obstacle() -> str | None            why it cannot run on this machine at all, None where it can
+    supports(*arguments) -> str | None  why it cannot run the op on these arguments
+    run(*arguments)                     the op
+
+A module is imported when it is first asked, and only where the packages that it imports are installed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+FORCE_VARIABLE = "SPARSE_BITNET_BACKEND"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend's name, which is its module's name too, and the packages that this module imports at its head."""
+
+    name: str
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An op by its package name, with its backends from the most to the least preferred."""
+
+    package: str
+    backends: tuple[Backend, ...]
+
+    @property
+    def name(self) -> str:
+        return self.package.rpartition(".")[2]
+
+    def run(self, *args: Any) -> Any:
+        """The result of the first backend that supports these arguments."""
+        return self.select(*args)(*args)
+
+    def select(self, *args: Any) -> Callable[..., Any]:
+        """The `run` of the first backend that supports these arguments.
+
+        RuntimeError where none does, or where the one that SPARSE_BITNET_BACKEND names does not: a forced backend
+        never falls back. ValueError where that name is unknown to the op.
+        """
+        forced = os.environ.get(FORCE_VARIABLE)
+        if forced and forced not in (backend.name for backend in self.backends):
+            known = ", ".join(backend.name for backend in self.backends)
+            raise ValueError(f"{FORCE_VARIABLE}={forced}: {self.name} has no such backend, it has {known}")
+        refusals = []
+        for backend, reason in self._refusals(*args):
+            if forced and backend.name != forced:
+                continue
+            if reason is None:
+                return self._module(backend).run
+            refusals.append(f"{backend.name}: {reason}")
+        raise RuntimeError(f"no backend can run {self.name}: {'; '.join(refusals)}")
+
+    def explain(self, *args: Any) -> str:
+        """A line a backend: whether it can run these arguments, and if not, why."""
+        return "\n".join(f"{self.name}/{backend.name}: {reason or 'yes'}" for backend, reason in self._refusals(*args))
+
+    def obstacle(self, backend: Backend) -> str | None:
+        """Why `backend` cannot run on this machine, whatever the arguments; None where it can."""
+        missing = [package for package in backend.needs if find_spec(package) is None]
+        if missing:
+            return f"needs the package {missing[0]}, which is not installed"
+        return self._module(backend).obstacle()
+
+    def _refusals(self, *args: Any) -> Iterator[tuple[Backend, str | None]]:
+        for backend in self.backends:
+            yield backend, self.obstacle(backend) or self._module(backend).supports(*args)
+
+    def _module(self, backend: Backend) -> Any:
+        return import_module(f"{self.package}.{backend.name}")

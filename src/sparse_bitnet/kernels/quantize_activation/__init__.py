@@ -1,0 +1,42 @@
+"""Training: activations x [..., I] -> the same rounded to per-token integer codes and back, straight-through."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from sparse_bitnet.kernels.dispatch import Backend, Operator
+from sparse_bitnet.numerics.ste import activation_gradient
+from sparse_bitnet.recipe import Activations
+
+OPERATOR = Operator(__name__, (Backend("reference"),))
+
+
+def fake_quantize_activation(x: Tensor, activations: Activations, dtype: torch.dtype) -> Tensor:
+    """`numerics.activation.fake_quantize_activation` by the best backend; its gradient passes straight through."""
+    if activations == "none":
+        return x.to(dtype)
+    return _fake_quantize_activation(x, activations, dtype)
+
+
+@torch.library.custom_op("sparse_bitnet::fake_quantize_activation", mutates_args=())
+def _fake_quantize_activation(x: Tensor, activations: str, dtype: torch.dtype) -> Tensor:
+    return OPERATOR.run(x, cast(Activations, activations), dtype)
+
+
+@_fake_quantize_activation.register_fake
+def _(x: Tensor, activations: str, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(x, dtype=dtype)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.dtype = inputs[0].dtype
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    return activation_gradient(gradient, ctx.dtype), None, None
+
+
+_fake_quantize_activation.register_autograd(_backward, setup_context=_save_for_backward)

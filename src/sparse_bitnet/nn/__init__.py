@@ -1,0 +1,1 @@
+"""The layers, and how they get into a model: prepare, train, convert."""

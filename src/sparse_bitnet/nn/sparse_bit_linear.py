@@ -1,0 +1,66 @@
+"""The trainable layer: a latent weight that is masked and ternarised anew in every forward pass.
+
+Shapes: T tokens (any leading dimensions), O out_features, I in_features, P parts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparse_bitnet.kernels.effective_weight import effective_weight
+from sparse_bitnet.kernels.quantize_activation import fake_quantize_activation
+from sparse_bitnet.numerics.ternary import Parts, quantize_weight
+from sparse_bitnet.recipe import Recipe
+
+
+class SparseBitLinear(nn.Linear):
+    """`nn.Linear` over the effective weight of its latent `weight` [O, I]; parameters and state dict keys are the same.
+
+    Quantisation reads the weight in the dtype in which the layer holds it, so keep fp32 masters (autocast leaves them
+    alone): a bf16 copy ranks and rounds about 0.1 % of the weights differently.
+    """
+
+    recipe: Recipe
+    parts: Parts
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        recipe: Recipe | None = None,
+        parts: Parts = (),
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.recipe = recipe or Recipe()
+        self.parts = tuple(parts)
+        self.recipe.pattern.check_width(in_features, type(self).__name__)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, recipe: Recipe, parts: Parts = ()) -> SparseBitLinear:
+        """A layer that shares the parameters of `linear`, on whatever device they are."""
+        layer = cls(linear.in_features, linear.out_features, bias=False, device="meta", recipe=recipe, parts=parts)
+        layer.weight, layer.bias = linear.weight, linear.bias
+        return layer.train(linear.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        dtype = self.weight.dtype
+        if torch.is_autocast_enabled(input.device.type):
+            dtype = torch.get_autocast_dtype(input.device.type)
+        weight = effective_weight(self.weight, self.recipe, self.parts, dtype)
+        return F.linear(fake_quantize_activation(input, self.recipe.activations, dtype), weight, self.bias)
+
+    @torch.no_grad()
+    def quantize_weight(self) -> tuple[Tensor, Tensor]:
+        """Codes [O, I] int8, 0 where masked, and scale [P] fp32: those of the next forward pass, and of the export."""
+        return quantize_weight(self.weight, self.recipe, self.parts)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, pattern={self.recipe.pattern}, values={self.recipe.values}"

@@ -1,0 +1,1 @@
+"""The specification: what mask, scale, codes, effective weight and activations are, in plain PyTorch."""

@@ -1,0 +1,37 @@
+"""Per-token integer activations.
+
+Shapes: T tokens (any leading dimensions), I in_features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparse_bitnet.recipe import Activations
+
+SMALLEST_MAGNITUDE = 1e-5  # keeps the scale of an all-zero token finite
+
+
+def quantize_activation(x: Tensor, activations: Activations) -> tuple[Tensor, Tensor]:
+    """x [..., I] float -> codes [..., I] int8 and scale [..., 1] fp32, x being about codes / scale.
+
+    int8: scale = 127 / max|x|, codes in -128..127; int4: scale = sqrt(7) / mean|x|, codes in -8..7. Rounding is half
+    to even. ValueError for `none`. (arXiv 2603.05168, section 3; int4: BitNet a4.8, arXiv 2411.04965)
+    """
+    x = x.float()
+    if activations == "int8":
+        scale = 127.0 / x.abs().amax(dim=-1, keepdim=True).clamp(min=SMALLEST_MAGNITUDE)
+        return (x * scale).round().clamp(-128, 127).to(torch.int8), scale
+    if activations == "int4":
+        scale = 7.0**0.5 / x.abs().mean(dim=-1, keepdim=True).clamp(min=SMALLEST_MAGNITUDE)
+        return (x * scale).round().clamp(-8, 7).to(torch.int8), scale
+    raise ValueError(f"activations={activations!r} have no integer codes")
+
+
+def fake_quantize_activation(x: Tensor, activations: Activations, dtype: torch.dtype) -> Tensor:
+    """x [..., I] rounded to its integer codes and back, codes / scale, in `dtype`; `none` only casts."""
+    if activations == "none":
+        return x.to(dtype)
+    codes, scale = quantize_activation(x, activations)
+    return (codes / scale).to(dtype)

@@ -1,0 +1,38 @@
+"""What a run would do, told without doing it."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sparse_bitnet.checkpoint.loading import resolve_source
+from sparse_bitnet.nn.stored_settings import named_layers
+from sparse_bitnet.nn.swap import prepare
+from sparse_bitnet.training.config import TrainConfig
+from sparse_bitnet.training.presets import PRESETS, preset_config
+
+BYTES_A_PARAMETER = 16  # fp32 weight, gradient and the two moments of AdamW
+
+
+def describe_plan(config: TrainConfig) -> str:
+    """The resolved settings, the parameters and the memory that they take besides activations; nothing is allocated."""
+    if config.model.source in PRESETS:
+        shape = preset_config(config.model.source, config.tokenizer.vocab_size, None)
+    else:
+        shape = AutoConfig.from_pretrained(resolve_source(config.model.source))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape)
+    if not hasattr(shape, "quantization_config"):
+        settings = config.recipe
+        prepare(model, settings.recipe(), settings.targets, settings.ignore, indivisible=settings.indivisible)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    ternary = sum(layer.weight.numel() for _, layer in named_layers(model))
+    training = config.training
+    tokens = training.steps * training.batch_size * training.gradient_accumulation * training.block_size
+    return (
+        f"{config.to_yaml()}\n"
+        f"parameters      {parameters:,}, of which {ternary:,} in sparse ternary layers\n"
+        f"tokens          {tokens:,} on each process, {tokens / parameters:.1f} a parameter\n"
+        f"memory          {parameters * BYTES_A_PARAMETER / 2**30:.2f} GiB a process for weights, gradients and AdamW, "
+        f"and the activations on top"
+    )
