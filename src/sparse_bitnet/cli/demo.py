@@ -17,11 +17,12 @@ CORPUS_BYTES = 8_000_000
 VALIDATION_EVERY = 25  # one file in so many is held out
 PROMPT = "def read_lines(path):\n"
 NEW_TOKENS = 80
+WINDOW = 128
 
 
 def demo(
     directory: Annotated[Path, typer.Argument(help="Where to work; replaces an earlier demo.")] = Path("demo-run"),
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 300,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 400,
     json: JsonFile = None,
 ) -> None:
     """Train a small model on Python's own source files, pack it, open it again, evaluate it and let it write Python."""
@@ -41,20 +42,20 @@ def demo(
 
 
 def demo_config(directory: Path, steps: int) -> TrainConfig:
-    """The settings of the demo: the `tiny` shape, a vocabulary of 4,096, 8,192 tokens a step."""
+    """The settings of the demo: the `tiny` shape, a vocabulary of 2,048, 2,048 tokens a step."""
     from sparse_bitnet.training.config import TrainConfig
 
     return TrainConfig.model_validate(
         {
             "output_dir": str(directory / "run"),
-            "tokenizer": {"vocab_size": 4096, "sample_bytes": 4_000_000},
+            "tokenizer": {"vocab_size": 2048, "sample_bytes": 4_000_000},
             "data": {"files": [str(directory / "train.jsonl")]},
             "training": {
                 "steps": steps,
-                "block_size": 256,
-                "batch_size": 32,
+                "block_size": WINDOW,
+                "batch_size": 16,
                 "learning_rate": 4e-3,
-                "warmup_steps": min(30, steps),
+                "warmup_steps": min(40, steps),
                 "save_every": max(1, steps // 2),
             },
         }
@@ -140,12 +141,12 @@ def _pack_and_evaluate(directory: Path) -> dict[str, Any]:
     train_ids = torch.from_numpy(tokenize_text(text_of("train.jsonl"), tokenizer))
     model = open_model(str(latent))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    before = perplexity(model, ids, len(text.encode()), window=256, batch_size=32)
+    before = perplexity(model, ids, len(text.encode()), window=WINDOW, batch_size=32)
     with whole_directory(packed) as staging:
         convert(model).save_pretrained(staging)
         copy_tokenizer(latent, staging)
     model = open_model(str(packed))
-    after = perplexity(model, ids, len(text.encode()), window=256, batch_size=32)
+    after = perplexity(model, ids, len(text.encode()), window=WINDOW, batch_size=32)
     layers = summary(model)
     return {
         "parameters": parameters,

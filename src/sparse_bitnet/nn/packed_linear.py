@@ -52,7 +52,7 @@ class PackedLinear(nn.Module):
         self.parts = tuple(parts)
         width = self.format.bytes_per_row(in_features)
         self.register_buffer("weight", torch.zeros(out_features, width, dtype=torch.uint8, device=device))
-        self.register_buffer("weight_scale", torch.ones(max(1, len(self.parts)), device=device))
+        self.register_buffer("weight_scale", torch.ones(max(1, len(self.parts)), dtype=torch.float32, device=device))
         empty_bias = torch.zeros(out_features, device=device, dtype=dtype) if bias else None
         self.bias = None if empty_bias is None else nn.Parameter(empty_bias, requires_grad=False)
 

@@ -32,7 +32,7 @@ def absmean_scale(weight: Tensor, parts: Parts = ()) -> Tensor:
 def kept_absmean_scale(weight: Tensor, mask: Tensor, parts: Parts = ()) -> Tensor:
     """Scale [..., P] fp32 of the kept weights alone: max(mean of |weight| where mask, 1e-5). (arXiv 2601.07892)"""
     sums, _ = _sums_by_part(weight.masked_fill(~mask, 0), parts)
-    kept, _ = _sums_by_part(mask, parts)
+    kept, _ = _sums_by_part(mask.to(torch.uint8), parts)
     return (sums / kept).clamp(min=SMALLEST_SCALE).float()
 
 

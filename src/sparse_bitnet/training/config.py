@@ -106,6 +106,7 @@ class TrainingSettings(Settings):
     log_every: Count = 10
     save_every: Count = 100
     eval_every: Count = 100
+    eval_blocks: Count = 200
     keep_checkpoints: Count = 2
     report_to: list[str] = []
     seed: int = 0

@@ -66,6 +66,7 @@ class ConsoleCallback(TrainerCallback):
 
     def _reading(self, logs: dict[str, Any], state: TrainerState) -> str:
         if "eval_loss" in logs:
+            self._last = (time.monotonic(), state.global_step)  # evaluation is not training time
             return f"validation loss {logs['eval_loss']:.4f}"
         now = (time.monotonic(), state.global_step)
         rate = (now[1] - self._last[1]) * self.tokens_per_step / max(now[0] - self._last[0], 1e-9)

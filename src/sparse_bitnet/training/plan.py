@@ -32,7 +32,7 @@ def describe_plan(config: TrainConfig) -> str:
     return (
         f"{config.to_yaml()}\n"
         f"parameters      {parameters:,}, of which {ternary:,} in sparse ternary layers\n"
-        f"tokens          {tokens:,} on each process, {tokens / parameters:.1f} a parameter\n"
+        f"tokens          {tokens:,} on each process, {tokens / parameters:.3g} a parameter\n"
         f"memory          {parameters * BYTES_A_PARAMETER / 2**30:.2f} GiB a process for weights, gradients and AdamW, "
         f"and the activations on top"
     )

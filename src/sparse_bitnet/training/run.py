@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 import transformers
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import logging as transformers_logging
 
 import sparse_bitnet
@@ -61,7 +62,8 @@ def train(config: TrainConfig, resume: str = "never", quiet: bool = False) -> Tr
     validation = None
     if validation_source is not None:
         file = prepare_tokens(validation_source, tokenizer, root / TOKENS)
-        validation = TokenBlocks(file, config.training.block_size, "the validation text")
+        blocks = TokenBlocks(file, config.training.block_size, "the validation text")
+        validation = Subset(blocks, range(min(len(blocks), config.training.eval_blocks)))
     _warn_of_changes(root / CONFIG_FILE, config, resumed=checkpoint is not None)
     write_text(root / CONFIG_FILE, config.to_yaml())
     write_text(root / ENVIRONMENT_FILE, json.dumps(environment(), indent=2) + "\n")
@@ -129,7 +131,7 @@ def _trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     data: Dataset[Any],
-    validation: TokenBlocks | None,
+    validation: Dataset[Any] | None,
     quiet: bool,
 ) -> tuple[Trainer, ConsoleCallback]:
     arguments = _arguments(config, root, evaluates=validation is not None)
@@ -200,6 +202,7 @@ def _export(trainer: Trainer, directory: Path) -> None:
     remove_directory(directory)
     with whole_directory(directory) as staging:
         trainer.save_model(str(staging))
+        (staging / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle of this machine's settings
 
 
 def _warn_of_changes(file: Path, config: TrainConfig, resumed: bool) -> None:

@@ -1,0 +1,90 @@
+"""Small real things that many tests share: a corpus, a tokenizer trained on it, models of the Qwen2 type."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may reach for the network
+os.environ.setdefault("HF_DATASETS_CACHE", "/nonexistent")  # files are streamed, nothing is cached
+
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config
+from transformers.utils import logging as transformers_logging
+
+from sparse_bitnet import Recipe, prepare
+from sparse_bitnet.corpus.tokenizer import train_tokenizer
+
+transformers_logging.disable_progress_bar()
+
+WORDS = "the cat sat on a mat and the dog ran to the old red barn while rain fell over green hills".split()
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def documents() -> list[str]:
+    """200 documents of words in an order that a model can learn something of."""
+    generator = torch.Generator().manual_seed(1)
+    picks = torch.randint(0, len(WORDS) - 3, (200, 30), generator=generator).tolist()
+    return [". ".join(" ".join(WORDS[i : i + 3]) for i in row) + ".\n" for row in picks]
+
+
+@pytest.fixture(scope="session")
+def corpus_file(documents: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
+    return train_tokenizer(documents, 320, 10**6)
+
+
+@pytest.fixture
+def dense_model() -> Callable[..., PreTrainedModel]:
+    """Makes a Qwen2 model of 2 layers, 64 wide, 4 heads over 2, for 320 tokens; settings by keyword."""
+
+    def make(**settings: object) -> PreTrainedModel:
+        shape = {
+            "vocab_size": 320,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 128,
+            "tie_word_embeddings": True,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            "pad_token_id": 0,
+        }
+        return AutoModelForCausalLM.from_config(Qwen2Config(**(shape | settings)), dtype=torch.float32)
+
+    return make
+
+
+@pytest.fixture
+def latent_model(dense_model: Callable[..., PreTrainedModel]) -> Callable[..., PreTrainedModel]:
+    """The same, prepared with a recipe, by default ternary 6:8."""
+
+    def make(recipe: Recipe | None = None, **settings: object) -> PreTrainedModel:
+        return prepare(dense_model(**settings), recipe or Recipe())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the real text and tokenizers of {SHARED_DATA} are not on this machine")
+    return SHARED_DATA

@@ -1,0 +1,85 @@
+"""The callback in a stock Hugging Face Trainer, set up as a user would."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+from sparse_bitnet import NMPattern, SparseBitNetCallback
+from sparse_bitnet.training.schedules import dense_to_sparse
+from sparse_bitnet.training.trainer import Trainer as SparseBitNetTrainer
+
+
+class Listener(TrainerCallback):
+    """A logger, as TensorBoard's: it keeps the logs that it is shown."""
+
+    def __init__(self) -> None:
+        self.logs: list[dict[str, object]] = []
+
+    def on_log(self, args: object, state: object, control: object, logs: object = None, **kwargs: object) -> None:
+        self.logs.append(dict(logs or {}))
+
+
+def examples() -> list[dict[str, torch.Tensor]]:
+    rows = torch.arange(16 * 12).view(16, 12) % 320
+    return [{"input_ids": row, "labels": row} for row in rows]
+
+
+def arguments(directory: Path) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(directory), max_steps=6, logging_steps=1, save_strategy="no", report_to="none", use_cpu=True,
+        dataloader_pin_memory=False, disable_tqdm=True, weight_decay=0.2, per_device_train_batch_size=4,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("trainer_class", [Trainer, SparseBitNetTrainer])
+def test_it_works_unchanged_in_any_trainer(
+    latent_model: Callable[..., PreTrainedModel], tmp_path: Path, trainer_class: type[Trainer]
+) -> None:
+    callback = SparseBitNetCallback(
+        dense_to_sparse(NMPattern(2, 4), 0.5), weight_decay_until=0.5, metrics_file=tmp_path / "metrics.jsonl"
+    )
+    trainer = trainer_class(
+        model=latent_model(), args=arguments(tmp_path), train_dataset=examples(), callbacks=[callback]
+    )
+    trainer.train()
+    logged = [event for event in trainer.state.log_history if "loss" in event]
+    assert [event["pattern"] for event in logged] == ["4:4"] * 3 + ["2:4"] * 3
+    assert all(0 <= event["flip_rate"] <= 1 for event in logged)
+    assert logged[-1]["zeros"] >= 0.5 > logged[0]["zeros"]
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0}
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_checkpoint_of_a_dense_stage_says_that_it_is_dense(
+    latent_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    model = latent_model()
+    callback = SparseBitNetCallback(dense_to_sparse(NMPattern(2, 4), 0.99))
+    Trainer(model=model, args=arguments(tmp_path), train_dataset=examples(), callbacks=[callback]).train()
+    assert model.config.quantization_config["pattern"] == "4:4"
+
+
+def test_our_trainer_shows_the_readings_to_the_loggers(
+    latent_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    listener = Listener()
+    SparseBitNetTrainer(
+        model=latent_model(), args=arguments(tmp_path), train_dataset=examples(),
+        callbacks=[listener, SparseBitNetCallback()],
+    ).train()  # fmt: skip
+    assert all("flip_rate" in logs for logs in listener.logs if "loss" in logs)
+
+
+def test_a_dense_model_is_left_in_peace(dense_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+    trainer = Trainer(
+        model=dense_model(), args=arguments(tmp_path), train_dataset=examples(), callbacks=[SparseBitNetCallback()]
+    )
+    trainer.train()
+    assert "flip_rate" not in trainer.state.log_history[0]
