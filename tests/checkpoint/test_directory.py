@@ -36,7 +36,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def refusal(directory: Path) -> str:
-    with pytest.raises(ValueError, match=".*") as caught:
+    with pytest.raises(ValueError, match=r".*") as caught:
         open_model(str(directory))
     assert "\n" not in str(caught.value)
     return str(caught.value)

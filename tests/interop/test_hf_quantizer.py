@@ -172,7 +172,7 @@ def test_unknown_settings_are_refused_by_name(
     latent_model: Make, tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     edit_config(save(convert(latent_model()), tmp_path), **changes)
-    with pytest.raises(ValueError, match=".*") as refusal:
+    with pytest.raises(ValueError, match=r".*") as refusal:
         AutoModelForCausalLM.from_pretrained(tmp_path)
     assert message in str(refusal.value)
 
@@ -182,7 +182,7 @@ def test_a_missing_tensor_is_refused_by_name(latent_model: Make, tmp_path: Path)
     tensors = load_file(file)
     del tensors["model.layers.1.mlp.down_proj.weight_scale"]
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="model.layers.1.mlp.down_proj.weight_scale is missing"):
+    with pytest.raises(ValueError, match=r"model.layers.1.mlp.down_proj.weight_scale is missing"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 

@@ -150,9 +150,6 @@ def test_empty_variable_forces_nothing(operator: WriteOperator, monkeypatch: pyt
     assert operator(fast=WORKS, reference=WORKS).run(3) == ("fast", 3)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ImportError, reason="select imports and asks every backend before the forced one"
-)
 def test_forcing_a_backend_imports_no_other(operator: WriteOperator, monkeypatch: pytest.MonkeyPatch) -> None:
     op = operator(fast="raise ImportError('a driver is too old')", reference=WORKS)
     monkeypatch.setenv(FORCE_VARIABLE, "reference")

@@ -9,8 +9,11 @@ from torch import nn
 
 from sparse_bitnet.nn.fused_projections import fused_parts
 
-GROUPED = SimpleNamespace(num_attention_heads=4, num_key_value_heads=2)
-ALL_HEADS = SimpleNamespace(num_attention_heads=4)
+GROUPED = SimpleNamespace(model_type="phi3", num_attention_heads=4, num_key_value_heads=2)
+ALL_HEADS = SimpleNamespace(model_type="mpt", num_attention_heads=4)
+HEAD_BY_HEAD = SimpleNamespace(model_type="gpt_neox", num_attention_heads=4)
+CODEGEN = SimpleNamespace(model_type="codegen", num_attention_heads=16)
+DBRX = SimpleNamespace(model_type="dbrx", num_attention_heads=4, attn_config=SimpleNamespace(kv_n_heads=1))
 
 
 def linear(out_features: int) -> nn.Linear:
@@ -22,8 +25,9 @@ def linear(out_features: int) -> nn.Linear:
     [
         ("model.layers.0.self_attn.qkv_proj", 128, GROUPED, (64, 32, 32)),
         ("attn.Wqkv", 192, ALL_HEADS, (64, 64, 64)),
-        ("attn.qkv_proj", 192, SimpleNamespace(num_attention_heads=4, num_key_value_heads=None), (64, 64, 64)),
-        ("attention.query_key_value", 192, ALL_HEADS, (16, 16, 16)),
+        ("attn.Wqkv", 96, DBRX, (64, 16, 16)),
+        ("attn.qkv_proj", 192, CODEGEN, (16, 16, 16)),
+        ("attention.query_key_value", 192, HEAD_BY_HEAD, (16, 16, 16)),
         ("mlp.gate_up_proj", 256, GROUPED, (128, 128)),
         ("mlp.down_proj", 64, GROUPED, ()),
         ("not_qkv_proj.other", 128, GROUPED, ()),
@@ -40,13 +44,20 @@ def test_heads_are_those_of_the_text_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "rows"), [("a.qkv_proj", 130), ("a.qkv_proj", 4), ("a.query_key_value", 100), ("a.gate_up_proj", 5)]
+    ("name", "rows", "config"),
+    [
+        ("a.qkv_proj", 130, GROUPED),
+        ("a.qkv_proj", 4, GROUPED),
+        ("a.query_key_value", 100, HEAD_BY_HEAD),
+        ("a.gate_up_proj", 5, GROUPED),
+    ],
 )
-def test_height_that_does_not_divide_is_refused_by_name(name: str, rows: int) -> None:
+def test_height_that_does_not_divide_is_refused_by_name(name: str, rows: int, config: SimpleNamespace) -> None:
     with pytest.raises(ValueError, match=rf"^{name}: {rows} rows do not divide into parts of .*: pass parts="):
-        fused_parts(name, linear(rows), GROUPED)
+        fused_parts(name, linear(rows), config)
 
 
-def test_config_without_heads_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"^qkv_proj fuses q, k and v, but the config has no num_attention_heads"):
-        fused_parts("qkv_proj", linear(128), SimpleNamespace())
+@pytest.mark.parametrize("config", [SimpleNamespace(), SimpleNamespace(model_type="other", num_attention_heads=4)])
+def test_a_fusion_of_an_unknown_model_is_refused_by_name(config: SimpleNamespace) -> None:
+    with pytest.raises(ValueError, match=r"^a.qkv_proj fuses q, k and v in a way that is not known for model_type="):
+        fused_parts("a.qkv_proj", linear(128), config)

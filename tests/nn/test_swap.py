@@ -218,9 +218,6 @@ def test_interleaved_q_k_and_v_each_have_the_mean_over_all_heads() -> None:
         assert len(set(expected)) == 3
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="CodeGen's qkv_proj holds 4 blocks of [q; v; k], taken for [q; k; v]"
-)
 def test_codegen_projection_is_not_taken_for_stacked() -> None:
     size = {"vocab_size": 128, "n_embd": 64, "n_layer": 1, "n_head": 4, "rotary_dim": 8}
     model = model_of(CodeGenConfig(**size, bos_token_id=0, eos_token_id=0))
@@ -228,25 +225,19 @@ def test_codegen_projection_is_not_taken_for_stacked() -> None:
     assert model.transformer.h[0].attn.qkv_proj.parts == (16, 16, 16)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="MiniMax's qkv_proj is interleaved head by head, taken for [q; k; v]"
-)
 def test_minimax_projection_is_not_taken_for_stacked() -> None:
     model = model_of(MiniMaxConfig(**GROUPED, head_dim=16, num_local_experts=2, layer_types=["linear_attention"] * 2))
-    prepare(model, Recipe("6:8"))
+    with pytest.warns(UserWarning, match=r"experts in one tensor are left as they are: model.layers.0.*, 4 in all"):
+        prepare(model, Recipe("6:8"))
     assert model.model.layers[0].self_attn.qkv_proj.parts == (16, 16, 16)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="a router that is an nn.Linear is exchanged, though the contract leaves it",
-)
 def test_router_of_a_mixture_stays_as_it_is() -> None:
     model = model_of(JetMoeConfig(**GROUPED, kv_channels=16, num_local_experts=4))
     routers = {name: found for name, found in types(model).items() if "router" in name}
     assert nn.Linear in routers.values()
-    prepare(model, Recipe("6:8"))
+    with pytest.warns(UserWarning, match="experts in one tensor are left as they are"):
+        prepare(model, Recipe("6:8"))
     assert {name: found for name, found in types(model).items() if "router" in name} == routers
 
 
@@ -339,13 +330,10 @@ def test_the_same_recipe_may_be_given_more_layers() -> None:
     assert model[0] is first
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="record_settings refuses the mixture after the layers are exchanged"
-)
 def test_refused_mixture_of_packed_and_latent_changes_nothing() -> None:
     model = convert(prepare(model_of(CONFIGS["qwen2"]()), Recipe("6:8"), targets=["mlp"]))
     before = types(model)
-    with pytest.raises(ValueError, match="one format"):
+    with pytest.raises(ValueError, match="is packed already"):
         prepare(model, Recipe("6:8"), targets=["self_attn"])
     assert types(model) == before
 

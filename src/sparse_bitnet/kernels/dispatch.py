@@ -12,7 +12,7 @@ A module is imported when it is first asked, and only where the packages that it
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -55,9 +55,10 @@ class Operator:
             known = ", ".join(backend.name for backend in self.backends)
             raise ValueError(f"{FORCE_VARIABLE}={forced}: {self.name} has no such backend, it has {known}")
         refusals = []
-        for backend, reason in self._refusals(*args):
+        for backend in self.backends:
             if forced and backend.name != forced:
                 continue
+            reason = self._refusal(backend, *args)
             if reason is None:
                 return self._module(backend).run
             refusals.append(f"{backend.name}: {reason}")
@@ -65,7 +66,8 @@ class Operator:
 
     def explain(self, *args: Any) -> str:
         """A line a backend: whether it can run these arguments, and if not, why."""
-        return "\n".join(f"{self.name}/{backend.name}: {reason or 'yes'}" for backend, reason in self._refusals(*args))
+        answers = ((backend, self._refusal(backend, *args)) for backend in self.backends)
+        return "\n".join(f"{self.name}/{backend.name}: {reason or 'yes'}" for backend, reason in answers)
 
     def obstacle(self, backend: Backend) -> str | None:
         """Why `backend` cannot run on this machine, whatever the arguments; None where it can."""
@@ -74,9 +76,8 @@ class Operator:
             return f"needs the package {missing[0]}, which is not installed"
         return self._module(backend).obstacle()
 
-    def _refusals(self, *args: Any) -> Iterator[tuple[Backend, str | None]]:
-        for backend in self.backends:
-            yield backend, self.obstacle(backend) or self._module(backend).supports(*args)
+    def _refusal(self, backend: Backend, *args: Any) -> str | None:
+        return self.obstacle(backend) or self._module(backend).supports(*args)
 
     def _module(self, backend: Backend) -> Any:
         return import_module(f"{self.package}.{backend.name}")

@@ -61,6 +61,7 @@ class PackedLinear(nn.Module):
         """The codes and the scale of `layer`, packed; ValueError, with `name`, where a weight or scale cannot be."""
         if not bool(torch.isfinite(layer.weight).all()):
             raise ValueError(f"{name}: the weight holds NaN or infinity and cannot be packed")
+        layout = choose_format(layer.recipe, format)
         codes, scale = layer.quantize_weight()
         if float(scale.max()) > LARGEST_SCALE:
             raise ValueError(f"{name}: scale {float(scale.max()):.3g} is beyond fp16, which ends at {LARGEST_SCALE}")
@@ -70,7 +71,7 @@ class PackedLinear(nn.Module):
             bias=False,
             device="meta",
             recipe=layer.recipe,
-            format=choose_format(layer.recipe, format).name,
+            format=layout.name,
             parts=layer.parts,
         )
         packed.weight = packed.format.pack(codes)

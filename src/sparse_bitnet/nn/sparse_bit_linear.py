@@ -42,6 +42,8 @@ class SparseBitLinear(nn.Linear):
         self.recipe = recipe or Recipe()
         self.parts = tuple(parts)
         self.recipe.pattern.check_width(in_features, type(self).__name__)
+        if self.parts and out_features % sum(self.parts):
+            raise ValueError(f"out_features={out_features} is not a multiple of the parts {self.parts}")
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, recipe: Recipe, parts: Parts = ()) -> SparseBitLinear:
@@ -51,9 +53,9 @@ class SparseBitLinear(nn.Linear):
         return layer.train(linear.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        dtype = self.weight.dtype
-        if torch.is_autocast_enabled(input.device.type):
-            dtype = torch.get_autocast_dtype(input.device.type)
+        dtype, device = self.weight.dtype, input.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
         weight = effective_weight(self.weight, self.recipe, self.parts, dtype)
         return F.linear(fake_quantize_activation(input, self.recipe.activations, dtype), weight, self.bias)
 

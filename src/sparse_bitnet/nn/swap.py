@@ -18,6 +18,7 @@ from sparse_bitnet.numerics.ternary import Parts
 from sparse_bitnet.recipe import NMPattern, Recipe
 
 LM_HEAD = "lm_head"
+ROUTER_SEGMENTS = {"router", "gate", "shared_expert_gate"}
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -33,6 +34,8 @@ def prepare(
 ) -> Model:
     """Make the `nn.Linear` layers of `model` trainable as sparse ternary ones, in place, parameters shared.
 
+    A mixture's router stays as it is, always.
+
     targets      which layers, all by default. An entry is a run of whole name segments (`mlp`, `layers.0`,
                  `self_attn.q_proj`) or a glob over the full name (`*.experts.*`)
     ignore       which to leave alone, by the same rule; `lm_head` also means the output embedding by any other name
@@ -42,33 +45,20 @@ def prepare(
     Returns `model`. ValueError, with nothing changed, where a width does not divide, or the model is already prepared
     with another recipe. A warning for an entry that matches nothing.
     """
-    known = {layer.recipe for _, layer in named_layers(model)} - {recipe}
-    if known:
-        raise ValueError(
-            f"the model is already prepared as {known.pop().key}: a model has one recipe (see set_pattern)"
-        )
-    linears = {name: module for name, module in _named_modules(model) if type(module) is nn.Linear}
-    ignored = {name for name in linears if _matches_any(name, ignore)}
-    if LM_HEAD in ignore:
-        ignored |= {name for name, module in linears.items() if module is _output_embedding(model)}
-    chosen = {name: linear for name, linear in linears.items() if targets is None or _matches_any(name, targets)}
-    for entry in [*(targets or ()), *(parts or {}), *(entry for entry in ignore if entry != LM_HEAD)]:
-        if not any(_matches(name, entry) for name, _ in _named_modules(model)):
-            warnings.warn(f"{entry!r} matches no layer of the model", stacklevel=2)
-    config = getattr(model, "config", None)
+    _check_not_prepared_otherwise(model, recipe)
+    _warn_of_unmatched(model, [*(targets or ()), *(parts or {}), *(entry for entry in ignore if entry != LM_HEAD)])
     layers: dict[str, nn.Module] = {}
-    for name, linear in chosen.items():
-        if name in ignored:
-            continue
+    for name, linear in _choose_linears(model, targets, ignore).items():
         if linear.in_features % recipe.pattern.m and indivisible == "skip":
             why = f"in_features={linear.in_features} is not a multiple of m={recipe.pattern.m}"
             warnings.warn(f"{name} is left as it is: {why}", stacklevel=2)
             continue
         recipe.pattern.check_width(linear.in_features, name)
-        given = [heights for entry, heights in (parts or {}).items() if _matches(name, entry)]
-        layers[name] = SparseBitLinear.from_linear(
-            linear, recipe, tuple(given[0]) if given else fused_parts(name, linear, config)
-        )
+        given = [tuple(heights) for entry, heights in (parts or {}).items() if _matches(name, entry)]
+        heights = given[0] if given else fused_parts(name, linear, getattr(model, "config", None))
+        if heights and linear.out_features % sum(heights):
+            raise ValueError(f"{name}: {linear.out_features} rows do not divide into parts of {heights}")
+        layers[name] = SparseBitLinear.from_linear(linear, recipe, heights)
     if not layers:
         warnings.warn("no nn.Linear layer of the model was chosen: nothing is prepared", stacklevel=2)
         return model
@@ -150,6 +140,45 @@ def _exchange(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
 
 def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return model.named_modules(remove_duplicate=False)
+
+
+def _check_not_prepared_otherwise(model: nn.Module, recipe: Recipe) -> None:
+    for _, layer in named_layers(model):
+        if isinstance(layer, PackedLinear):
+            raise ValueError("the model is packed already, and a checkpoint holds one format: prepare the latent model")
+        if layer.recipe != recipe:
+            raise ValueError(
+                f"the model is already prepared as {layer.recipe.key}: it has one recipe (see set_pattern)"
+            )
+
+
+def _warn_of_unmatched(model: nn.Module, entries: Sequence[str]) -> None:
+    """Warn of entries that match nothing, and of experts that are no linear layers and so stay dense."""
+    for entry in entries:
+        if not any(_matches(name, entry) for name, _ in _named_modules(model)):
+            warnings.warn(f"{entry!r} matches no layer of the model", stacklevel=3)
+    stacked = [name for name, weight in model.named_parameters() if weight.dim() == 3 and "experts" in name.split(".")]
+    if stacked:
+        warnings.warn(f"experts in one tensor are left as they are: {stacked[0]}, {len(stacked)} in all", stacklevel=3)
+
+
+def _choose_linears(model: nn.Module, targets: Sequence[str] | None, ignore: Sequence[str]) -> dict[str, nn.Linear]:
+    """The linear layers that `prepare` is to exchange, by name; subclasses of `nn.Linear` do things of their own."""
+    head = _output_embedding(model) if LM_HEAD in ignore else None
+    return {
+        name: module
+        for name, module in _named_modules(model)
+        if type(module) is nn.Linear
+        and (targets is None or _matches_any(name, targets))
+        and not (_matches_any(name, ignore) or module is head or _is_router(name, model))
+    }
+
+
+def _is_router(name: str, model: nn.Module) -> bool:
+    """Whether the layer chooses or weighs the experts of a mixture."""
+    config: Any = getattr(model, "config", None)
+    has_experts = hasattr(config, "to_dict") and any("experts" in setting for setting in config.to_dict())
+    return has_experts and bool(ROUTER_SEGMENTS & set(name.split(".")))
 
 
 def _output_embedding(model: nn.Module) -> nn.Module | None:

@@ -17,14 +17,15 @@ def quantize_activation(x: Tensor, activations: Activations) -> tuple[Tensor, Te
     """x [..., I] float -> codes [..., I] int8 and scale [..., 1] fp32, x being about codes / scale.
 
     int8: scale = 127 / max|x|, codes in -128..127; int4: scale = sqrt(7) / mean|x|, codes in -8..7. Rounding is half
-    to even. ValueError for `none`. (arXiv 2603.05168, section 3; int4: BitNet a4.8, arXiv 2411.04965)
+    to even; the mean is taken in fp64, so that it does not depend on the order of addition. ValueError for `none`.
+    (arXiv 2603.05168, section 3; int4: BitNet a4.8, arXiv 2411.04965)
     """
     x = x.float()
     if activations == "int8":
-        scale = 127.0 / x.abs().amax(dim=-1, keepdim=True).clamp(min=SMALLEST_MAGNITUDE)
+        scale = _quotient(127.0, x.abs().amax(dim=-1, keepdim=True))
         return (x * scale).round().clamp(-128, 127).to(torch.int8), scale
     if activations == "int4":
-        scale = 7.0**0.5 / x.abs().mean(dim=-1, keepdim=True).clamp(min=SMALLEST_MAGNITUDE)
+        scale = _quotient(7.0**0.5, x.abs().mean(dim=-1, keepdim=True, dtype=torch.float64).float())
         return (x * scale).round().clamp(-8, 7).to(torch.int8), scale
     raise ValueError(f"activations={activations!r} have no integer codes")
 
@@ -35,3 +36,9 @@ def fake_quantize_activation(x: Tensor, activations: Activations, dtype: torch.d
         return x.to(dtype)
     codes, scale = quantize_activation(x, activations)
     return (codes / scale).to(dtype)
+
+
+def _quotient(number: float, magnitude: Tensor) -> Tensor:
+    """number / max(magnitude, 1e-5), correctly rounded; `number / tensor` would be number * (1 / tensor) in PyTorch."""
+    magnitude = magnitude.clamp(min=SMALLEST_MAGNITUDE)
+    return torch.full_like(magnitude, number) / magnitude

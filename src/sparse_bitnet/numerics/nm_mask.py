@@ -15,8 +15,8 @@ def nm_mask(scores: Tensor, pattern: NMPattern) -> Tensor:
     """Mask [..., I] bool that keeps the n largest |scores| [..., I] in each group of m; ties: the lower index wins.
 
     A weight's rank is the number of weights in its group that beat it. Counting them, group position by group
-    position over contiguous rows, is exact, needs no stable sort and runs about 20 times faster than one on a CPU.
-    ValueError where I is not a multiple of m. (arXiv 2603.05168, section 3: the dynamic mask)
+    position over contiguous rows, is exact and takes a quarter of the time of a stable sort (6:8, on a CPU). NaN has no
+    rank: its group may keep more or fewer. ValueError where I is not a multiple of m. (arXiv 2603.05168, section 3)
     """
     pattern.check_width(scores.shape[-1], "nm_mask")
     if pattern.is_dense:

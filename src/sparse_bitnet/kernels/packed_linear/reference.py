@@ -25,7 +25,8 @@ def run(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, layout: P
     codes = get_format(layout.format).unpack(weight, layout.in_features)  # [O, I]
     row_scale = scale_by_row(scale, layout.parts, codes.shape[0]).squeeze(-1)  # [O] or [1]
     if layout.activations == "none":
-        y = x.float() @ codes.float().T * row_scale
+        wide = torch.promote_types(x.dtype, torch.float32)
+        y = x.to(wide) @ codes.to(wide).T * row_scale
     else:
         q, token_scale = quantize_activation(x, layout.activations)
         y = integer_product(q, codes) * (row_scale / token_scale)
