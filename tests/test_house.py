@@ -97,8 +97,8 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, documents: list[str]) ->
         assert answer.returncode == 0, f"{command}\n{answer.stdout}\n{answer.stderr}"
         if command.startswith("sparse-bitnet init"):
             settings = tmp_path / "train.yaml"
-            small = {"steps: 400": "steps: 4", "block_size: 256": "block_size: 32", "batch_size: 32": "batch_size: 2"}
-            text = settings.read_text().replace("vocab_size: 16384", "vocab_size: 300")
+            small = {"steps: 400": "steps: 4", "block_size: 256": "block_size: 32", "batch_size: 16": "batch_size: 2"}
+            text = settings.read_text().replace("vocab_size: 8192", "vocab_size: 300")
             for default, value in small.items():
                 assert default in text
                 text = text.replace(default, value)

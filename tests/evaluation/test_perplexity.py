@@ -34,6 +34,15 @@ def test_windows_do_not_overlap_and_the_rest_is_dropped(dense_model: Make, batch
     assert "30 of 150 tokens at the end dropped" in result.convention
 
 
+def test_a_token_before_each_window_has_its_first_token_scored(dense_model: Make) -> None:
+    model, ids = dense_model().eval(), torch.randint(1, 320, (120,))
+    result = perplexity(model, ids, text_bytes=600, window=40, begin=0)
+    begun = torch.nn.functional.pad(ids.view(3, 40), (1, 0), value=0).flatten()
+    assert result.perplexity == pytest.approx(by_hand(model, begun, 41), rel=1e-5)
+    assert result.tokens_scored == 120
+    assert "each begun by token 0" in result.convention
+
+
 def test_bits_per_byte_spread_the_loss_over_the_bytes(dense_model: Make) -> None:
     result = perplexity(dense_model(), torch.randint(0, 320, (120,)), text_bytes=480, window=40)
     assert result.bits_per_byte == pytest.approx(math.log2(result.perplexity) * 120 / 480)

@@ -118,12 +118,14 @@ def remove_directory(directory: Path) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
+    """Write a small file whole or not at all; OSError names it."""
     staging = file.with_name(f".{file.name}.incomplete")
     try:
         staging.write_text(text, encoding="utf-8")
         _flush(staging)
         staging.replace(file)
+    except OSError as error:
+        raise OSError(f"{file} could not be written ({error})") from error
     finally:
         staging.unlink(missing_ok=True)
 

@@ -37,5 +37,5 @@ def convert(
         packed.save_pretrained(staging, max_shard_size=max_shard_size)
         copy_tokenizer(model, staging)
     figures = summary(packed)
-    write_json(json, figures.to_dict())
     print(f"{output}: {figures.weights:,} weights at {figures.bits:.2f} bits, {100 * figures.zeros:.1f} % zeros")
+    write_json(json, figures.to_dict())

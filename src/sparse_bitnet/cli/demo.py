@@ -37,8 +37,8 @@ def demo(
     figures |= _pack_and_evaluate(directory)
     print("4/4  letting the packed model write Python\n")
     figures |= _write_python(directory)
-    write_json(json, figures)
     _print_table(figures)
+    write_json(json, figures)
 
 
 def demo_config(directory: Path, steps: int) -> TrainConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,6 +26,7 @@ def ppl(
     batch_size: Annotated[int, typer.Option(min=1, help="Windows at a time.")] = 4,
     text_field: Annotated[str, typer.Option(help="Column of jsonl and parquet that holds the text.")] = "text",
     separator: Annotated[str, typer.Option(help="Between documents.")] = "\n\n",
+    bos: Annotated[bool, typer.Option("--bos", help="Begin each window with the tokenizer's BOS token.")] = False,
     device: Device = "auto",
     json: JsonFile = None,
 ) -> None:
@@ -41,18 +42,21 @@ def ppl(
     from sparse_bitnet.evaluation.perplexity import perplexity
 
     joined = separator.join(TextSource(tuple(text), text_field=text_field).documents())
-    language_model = open_model(model, device=choose_device(device))
-    ids = torch.from_numpy(tokenize_text(joined, load_tokenizer(model)))
+    language_model, tokenizer = open_model(model, device=choose_device(device)), load_tokenizer(model)
+    begin: Any = tokenizer.bos_token_id if bos else None
+    if bos and begin is None:
+        raise ValueError(f"--bos: the tokenizer of {model} has no token that begins a text")
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("scoring", total=1.0)
         result = perplexity(
             language_model,
-            ids,
-            len(joined.encode()),
-            window,
-            batch_size,
-            lambda share: bar.update(task, completed=share),
+            torch.from_numpy(tokenize_text(joined, tokenizer)),
+            text_bytes=len(joined.encode()),
+            window=window,
+            batch_size=batch_size,
+            begin=begin,
+            progress=lambda share: bar.update(task, completed=share),
         )
-    write_json(json, {"model": model, "text": text, **result.to_dict()})
     print(result)
+    write_json(json, {"model": model, "text": text, **result.to_dict()})

@@ -18,7 +18,7 @@ def inspect(
     from sparse_bitnet.checkpoint.loading import open_model
 
     figures = summary(open_model(model))
-    write_json(json, figures.to_dict())
     print(figures)
+    write_json(json, figures.to_dict())
     if not figures.holds_pattern:
         raise typer.Exit(1)

@@ -42,34 +42,38 @@ def perplexity(
     text_bytes: int,
     window: int = WINDOW,
     batch_size: int = 4,
+    begin: int | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Perplexity:
     """Perplexity of token ids [tokens] int64 that stand for `text_bytes` bytes of text.
 
     The text is cut into windows of `window` tokens that share nothing; in each, every token but the first is scored
     from those before it; what is left at the end is dropped, as is usual (GPTQ, arXiv 2210.17323). A text shorter than
-    one window is one window. The window shrinks to the model's context. ValueError for fewer than two tokens.
+    one window is one window. The window shrinks to the model's context. `begin` is a token id to put before each
+    window, from which then its first token is scored too. ValueError for fewer than two tokens.
     """
     if len(ids) < 2:
         raise ValueError(f"the text has {len(ids)} tokens, perplexity needs at least 2: give more text")
     if window < 2:
         raise ValueError(f"window={window} scores nothing: it must be at least 2")
     context = getattr(model.config, "max_position_embeddings", None) or window
-    length = min(window, context, len(ids))
+    length = min(window, context - (begin is not None), len(ids))
     windows = ids[: len(ids) // length * length].view(-1, length)  # [windows, L]
     model.eval()
     total = 0.0
     for start in range(0, len(windows), batch_size):
         batch = windows[start : start + batch_size].to(model.device)  # [B, L]
+        if begin is not None:
+            batch = torch.nn.functional.pad(batch, (1, 0), value=begin)
         logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
-        total += float(
-            torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").double()
-        )
+        targets = batch[:, 1:].flatten()
+        total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets, reduction="sum"))
         progress(min(1.0, (start + batch_size) / len(windows)))
-    scored = windows.shape[0] * (length - 1)
+    scored = windows.shape[0] * (length - (begin is None))
     loss = total / scored
+    first = "the first token of each not scored" if begin is None else f"each begun by token {begin} and scored whole"
     convention = (
-        f"{windows.shape[0]} non-overlapping windows of {length:,} tokens, the first token of each not scored, "
+        f"{windows.shape[0]} non-overlapping windows of {length:,} tokens, {first}, "
         f"{len(ids) - windows.numel():,} of {len(ids):,} tokens at the end dropped"
     )
     return Perplexity(

@@ -70,7 +70,7 @@ class TokenizerSettings(Settings):
     """`source`: `train`, a directory, a tokenizer.json or a Hub id; null: the model's own, or `train` for a preset."""
 
     source: str | None = None
-    vocab_size: Count = 16_384
+    vocab_size: Count = 8192
     sample_bytes: Count = 50_000_000
 
 
