@@ -117,6 +117,17 @@ def test_what_exists_is_not_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "model" / "file").read_text() == "mine"
 
 
+def test_a_directory_is_replaced_only_once_the_new_one_is_whole(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "file").write_text("old")
+    with pytest.raises(RuntimeError, match="stop"), whole_directory(tmp_path / "model", replace=True):
+        raise RuntimeError("stop")
+    assert (tmp_path / "model" / "file").read_text() == "old"
+    with whole_directory(tmp_path / "model", replace=True) as staging:
+        (staging / "other").write_text("new")
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["other"]
+
+
 def test_a_full_disk_leaves_nothing_behind(small_disk: Path) -> None:
     with pytest.raises(OSError, match="model could not be written"), whole_directory(small_disk / "model") as staging:
         save_file({"weight": torch.zeros(10**6)}, staging / "model.safetensors")

@@ -218,7 +218,7 @@ def test_the_demo_learns_python_and_packs_without_loss(command: Command, tmp_pat
     figures = tmp_path / "figures.json"
     answer = command("demo", tmp_path / "demo", "--json", figures)
     assert answer.code == 0
-    seen = json.loads(figures.read_text())
+    seen = json.loads(figures.read_text())["figures"]
     assert seen["perplexity_unigram"] > 250
     assert seen["perplexity_latent"] < 110
     assert seen["perplexity_packed"] == pytest.approx(seen["perplexity_latent"], rel=1e-3)

@@ -263,6 +263,11 @@ def test_targets_are_whole_segments_or_globs(targets: list[str], expected: set[s
     assert prepared_names(prepare(stack(), Recipe("6:8"), targets=targets)) == expected
 
 
+def test_one_entry_may_be_given_as_text() -> None:
+    model = prepare(nn.ModuleDict({"mlp": nn.Linear(16, 8), "head": nn.Linear(16, 8)}), Recipe(), targets="mlp")
+    assert [name for name, _ in named_layers(model)] == ["mlp"]
+
+
 def test_ignore_follows_the_same_rule_and_wins_over_targets() -> None:
     model = prepare(stack(), Recipe("6:8"), targets=["layers.0", "lm_head"], ignore=["self_attn"])
     assert prepared_names(model) == {"layers.0.mlp.up", "lm_head"}

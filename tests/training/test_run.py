@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sparse_bitnet import SparseBitLinear, convert
+from sparse_bitnet.corpus.tokenizer import load_tokenizer
 from sparse_bitnet.nn.stored_settings import named_layers
 from sparse_bitnet.training.callback import TrainingDiverged
 from sparse_bitnet.training.config import TrainConfig
@@ -177,6 +178,16 @@ def test_a_run_is_not_begun_over_another(settings: Settings) -> None:
     train(settings("training.steps=2"))
     with pytest.raises(ValueError, match=r"holds a run already: go on with --resume auto"):
         train(settings("training.steps=2"))
+
+
+def test_a_run_that_begins_anew_does_not_take_the_tokenizer_that_it_finds(settings: Settings, tmp_path: Path) -> None:
+    overrides = ("model.source=tiny", "tokenizer.vocab_size=300", "training.steps=1")
+    config = settings(*overrides, "training.block_size=4096")
+    with pytest.raises(ValueError, match="beyond the model's context"):
+        train(config)  # has trained a tokenizer before it stops
+    assert (tmp_path / "run" / "tokenizer").exists()
+    model = train(settings(*overrides, "tokenizer.vocab_size=400")).model_directory
+    assert len(load_tokenizer(str(model))) == 400
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(settings: Settings, tmp_path: Path) -> None:

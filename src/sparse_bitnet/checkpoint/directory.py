@@ -84,13 +84,14 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def whole_directory(target: Path | str) -> Iterator[Path]:
+def whole_directory(target: Path | str, replace: bool = False) -> Iterator[Path]:
     """Yields an empty directory beside `target` that becomes `target` when the block ends, and vanishes if it fails.
 
-    ValueError where `target` exists and is not empty. OSError names `target` and what went wrong, a full disk included.
+    ValueError where `target` exists and is not empty, unless it is to be replaced. OSError names `target` and what went
+    wrong, a full disk included.
     """
     target = Path(target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if not replace and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists already: choose another name or remove it first")
     staging = target.with_name(f".{target.name}.incomplete")
     remove_directory(staging)
@@ -105,15 +106,16 @@ def whole_directory(target: Path | str) -> Iterator[Path]:
 
 
 def publish_directory(staging: Path, target: Path) -> None:
-    """Flush the files of `staging` to disk, then give it its name in one step; an empty `target` is replaced."""
+    """Flush the files of `staging` to disk, then give it its name in one step, in place of what had it."""
     for file in [*staging.rglob("*"), staging]:
         _flush(file)
+    remove_directory(target)
     staging.rename(target)
     _flush(target.parent)
 
 
 def remove_directory(directory: Path) -> None:
-    """Remove what an interrupted or failed write left behind, if anything."""
+    """Remove a directory, if it is there."""
     shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -26,6 +26,8 @@ def demo(
     json: JsonFile = None,
 ) -> None:
     """Train a small model on Python's own source files, pack it, open it again, evaluate it and let it write Python."""
+    from sparse_bitnet.checkpoint.provenance import provenance
+
     print("1/4  collecting the source files of the Python standard library")
     config = demo_config(directory, steps)
     _clear(directory)
@@ -38,7 +40,7 @@ def demo(
     print("4/4  letting the packed model write Python\n")
     figures |= _write_python(directory)
     _print_table(figures)
-    write_json(json, figures)
+    write_json(json, {**provenance(), "seed": config.training.seed, "figures": figures})
 
 
 def demo_config(directory: Path, steps: int) -> TrainConfig:

@@ -26,8 +26,8 @@ Model = TypeVar("Model", bound=nn.Module)
 def prepare(
     model: Model,
     recipe: Recipe,
-    targets: Sequence[str] | None = None,
-    ignore: Sequence[str] = (LM_HEAD,),
+    targets: str | Sequence[str] | None = None,
+    ignore: str | Sequence[str] = (LM_HEAD,),
     *,
     parts: Mapping[str, Parts] | None = None,
     indivisible: Literal["raise", "skip"] = "raise",
@@ -45,6 +45,8 @@ def prepare(
     Returns `model`. ValueError, with nothing changed, where a width does not divide, or the model is already prepared
     with another recipe. A warning for an entry that matches nothing.
     """
+    targets = [targets] if isinstance(targets, str) else targets
+    ignore = [ignore] if isinstance(ignore, str) else ignore
     _check_not_prepared_otherwise(model, recipe)
     _warn_of_unmatched(model, [*(targets or ()), *(parts or {}), *(entry for entry in ignore if entry != LM_HEAD)])
     layers: dict[str, nn.Module] = {}

@@ -14,11 +14,10 @@ SHARES = ("flip_rate", "zeros")
 
 
 class ConsoleCallback(TrainerCallback):
-    """`tokens_per_step` gives the throughput; `quiet` leaves only the bar."""
+    """`tokens_per_step`, of all processes, gives the throughput."""
 
-    def __init__(self, tokens_per_step: int, quiet: bool = False) -> None:
+    def __init__(self, tokens_per_step: int) -> None:
         self.tokens_per_step = tokens_per_step
-        self.quiet = quiet
         self.console = Console(stderr=True)
         self._bar: Progress | None = None
         self._last = (0.0, 0)
@@ -50,7 +49,7 @@ class ConsoleCallback(TrainerCallback):
         reading = self._reading(logs, state)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], reading=reading)
-        elif not self.quiet:
+        else:
             print(f"step {state.global_step}/{state.max_steps}  {reading}", flush=True)
 
     def on_train_end(

@@ -23,16 +23,19 @@ TOKENIZER = "tokenizer"  # below output_dir
 TRAIN = "train"
 
 
-def build_tokenizer(config: TrainConfig, root: Path, source: TextSource) -> PreTrainedTokenizerBase:
-    """The tokenizer of the run in `root`: the one it began with, an existing one, or one trained on `source`."""
-    wanted = config.tokenizer.source or (TRAIN if config.model.source in PRESETS else config.model.source)
-    if (root / TOKENIZER).exists():
+def build_tokenizer(config: TrainConfig, root: Path, source: TextSource, resumed: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer of the run in `root`: its own if resumed, an existing one, or one trained on `source`.
+
+    ValueError where there is none to be had, or no text to train it on.
+    """
+    if resumed and (root / TOKENIZER).exists():
         return load_tokenizer(str(root / TOKENIZER))
+    wanted = config.tokenizer.source or (TRAIN if config.model.source in PRESETS else config.model.source)
     if wanted == TRAIN:
         tokenizer = train_tokenizer(source.documents(), config.tokenizer.vocab_size, config.tokenizer.sample_bytes)
     else:
         tokenizer = load_tokenizer(wanted)
-    with whole_directory(root / TOKENIZER) as staging:
+    with whole_directory(root / TOKENIZER, replace=True) as staging:
         tokenizer.save_pretrained(staging)
     return tokenizer
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import logging as transformers_logging
 
-import sparse_bitnet
-from sparse_bitnet.checkpoint.directory import remove_directory, whole_directory, write_text
+from sparse_bitnet.checkpoint.directory import whole_directory, write_text
+from sparse_bitnet.checkpoint.provenance import provenance
 from sparse_bitnet.corpus.documents import TextSource
 from sparse_bitnet.corpus.token_blocks import StreamedBlocks, TokenBlocks, prepare_tokens
 from sparse_bitnet.training.callback import SparseBitNetCallback
@@ -38,7 +37,7 @@ class TrainResult:
     log: list[dict[str, Any]]
 
 
-def train(config: TrainConfig, resume: str = "never", quiet: bool = False) -> TrainResult:
+def train(config: TrainConfig, resume: str = "never") -> TrainResult:
     """Train as `config` says and leave a latent checkpoint in `output_dir/model`.
 
     resume  `never` refuses an output_dir that holds checkpoints; `auto` goes on from the newest whole one, or begins
@@ -55,7 +54,7 @@ def train(config: TrainConfig, resume: str = "never", quiet: bool = False) -> Tr
         if text is not None:
             text.paths()  # a missing file is told before any work
     root.mkdir(parents=True, exist_ok=True)
-    tokenizer = build_tokenizer(config, root, source)
+    tokenizer = build_tokenizer(config, root, source, resumed=checkpoint is not None)
     transformers.set_seed(config.training.seed)
     model = build_model(config, tokenizer)
     data = training_blocks(config, source, tokenizer, root / TOKENS)
@@ -66,8 +65,8 @@ def train(config: TrainConfig, resume: str = "never", quiet: bool = False) -> Tr
         validation = Subset(blocks, range(min(len(blocks), config.training.eval_blocks)))
     _warn_of_changes(root / CONFIG_FILE, config, resumed=checkpoint is not None)
     write_text(root / CONFIG_FILE, config.to_yaml())
-    write_text(root / ENVIRONMENT_FILE, json.dumps(environment(), indent=2) + "\n")
-    trainer, console = _trainer(config, root, model, tokenizer, data, validation, quiet)
+    write_text(root / ENVIRONMENT_FILE, json.dumps(provenance(), indent=2) + "\n")
+    trainer, console = _trainer(config, root, model, tokenizer, data, validation)
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
@@ -112,19 +111,6 @@ def training_blocks(
     return TokenBlocks(prepare_tokens(source, tokenizer, cache), config.training.block_size)
 
 
-def environment() -> dict[str, Any]:
-    """Versions and hardware of this process, for the record of a run."""
-    return {
-        "sparse_bitnet": sparse_bitnet.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-    }
-
-
 def _trainer(
     config: TrainConfig,
     root: Path,
@@ -132,12 +118,11 @@ def _trainer(
     tokenizer: PreTrainedTokenizerBase,
     data: Dataset[Any],
     validation: Dataset[Any] | None,
-    quiet: bool,
 ) -> tuple[Trainer, ConsoleCallback]:
     arguments = _arguments(config, root, evaluates=validation is not None)
     settings = config.training
     tokens_per_step = settings.block_size * settings.batch_size * settings.gradient_accumulation * arguments.world_size
-    console = ConsoleCallback(tokens_per_step, quiet)
+    console = ConsoleCallback(tokens_per_step)
     quantised = config.recipe.values != "full"
     callback = SparseBitNetCallback(
         schedule=config.pattern_schedule(),
@@ -199,8 +184,7 @@ def _arguments(config: TrainConfig, root: Path, evaluates: bool) -> TrainingArgu
 
 def _export(trainer: Trainer, directory: Path) -> None:
     """Write the latent checkpoint, in place of the one of an earlier, shorter run."""
-    remove_directory(directory)
-    with whole_directory(directory) as staging:
+    with whole_directory(directory, replace=True) as staging:
         trainer.save_model(str(staging))
         (staging / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle of this machine's settings
 

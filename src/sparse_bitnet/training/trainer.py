@@ -54,7 +54,6 @@ class Trainer(transformers.Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
-                remove_directory(root / name)  # a damaged one, or of a run that went on from an earlier step
                 publish_directory(self._staging / name, root / name)
                 remove_old_checkpoints(root, self.args.save_total_limit)
         except (OSError, RuntimeError, SafetensorError) as error:
