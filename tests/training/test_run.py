@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -282,31 +283,31 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(
     assert "checkpoint-2" in printed
 
 
-@pytest.mark.parametrize("what", ["loss", "weight"])
+@pytest.mark.parametrize(
+    ("value", "bad_step", "told_step"), [("inf", 5, 6), ("nan", 5, 6), ("nan", 6, 6), ("inf", 8, 8)]
+)
 def test_training_that_diverges_stops_with_step_and_layer_and_keeps_the_checkpoint(
-    settings: Settings, what: str, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, value: str, bad_step: int, told_step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Steps 6 and 8 would be saved: the weights that the optimizer has just spoilt must not be."""
     config = settings()
-    step = torch.optim.AdamW.step
-    seen: list[int] = []
+    step, steps = torch.optim.AdamW.step, itertools.count(1)
 
-    def poison(self: torch.optim.AdamW, *args: object, **kwargs: object) -> object:
+    def spoil(self: torch.optim.AdamW, *args: object, **kwargs: object) -> object:
         result = step(self, *args, **kwargs)
-        seen.append(1)
-        if len(seen) == 5:
-            parameter = self.param_groups[0]["params"][3]
+        if next(steps) == bad_step:
             with torch.no_grad():
-                parameter[0, 0] = float("inf") if what == "loss" else float("nan")
+                self.param_groups[0]["params"][3][0, 0] = float(value)
         return result
 
-    if what == "loss":
-        config = config.model_copy(update={"training": config.training.model_copy(update={"log_every": 100})})
-    monkeypatch.setattr(torch.optim.AdamW, "step", poison)
-    with pytest.raises(TrainingDiverged, match=r"step [56]: .*model\.layers\.0\.self_attn\.\w+") as stop:
+    config = config.model_copy(update={"training": config.training.model_copy(update={"log_every": 100})})
+    monkeypatch.setattr(torch.optim.AdamW, "step", spoil)
+    with pytest.raises(TrainingDiverged, match=rf"step {told_step}: .*model\.layers\.0\.self_attn\.\w+") as stop:
         train(config)
     assert "The last checkpoint stands" in str(stop.value)
-    assert [checkpoint.name for checkpoint in checkpoints(Path(config.output_dir))] == ["checkpoint-2", "checkpoint-4"]
-    assert all(bool(tensor.isfinite().all()) for tensor in weights(Path(config.output_dir) / "checkpoint-4").values())
+    saved = checkpoints(Path(config.output_dir))
+    assert saved[-1].name == f"checkpoint-{(told_step - 1) // 2 * 2}"
+    assert all(bool(tensor.isfinite().all()) for tensor in weights(saved[-1]).values())
 
 
 @pytest.fixture

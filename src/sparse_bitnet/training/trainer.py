@@ -11,6 +11,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers import DefaultFlowCallback, TrainerCallback
 
 from sparse_bitnet.checkpoint.directory import check_directory, publish_directory, read_json, remove_directory
 from sparse_bitnet.training.callback import REMEDY, SparseBitNetCallback, TrainingDiverged, looks_for_nan
@@ -31,7 +32,7 @@ class Trainer(transformers.Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.callback_handler.callbacks.sort(key=lambda callback: not isinstance(callback, SparseBitNetCallback))
+        self.callback_handler.callbacks.sort(key=_turn)
         if self.is_world_process_zero():
             remove_directory(Path(self.args.output_dir or ".") / INCOMPLETE)
 
@@ -62,6 +63,11 @@ class Trainer(transformers.Trainer):
             if self.is_world_process_zero():
                 remove_directory(self._staging)
             self._staging = None
+
+
+def _turn(callback: TrainerCallback) -> int:
+    """What decides whether to log and save comes first, then our readings and checks, then the loggers."""
+    return 0 if isinstance(callback, DefaultFlowCallback) else 1 if isinstance(callback, SparseBitNetCallback) else 2
 
 
 def checkpoints(root: Path) -> list[Path]:
