@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -76,6 +77,25 @@ def test_the_tree_in_the_readme_is_the_tree_on_disk() -> None:
     package = ROOT / "src" / "sparse_bitnet"
     rooms = {path for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert rooms - named == {package / "__init__.py", package / "__main__.py"}
+
+
+def test_the_figures_of_the_readme_are_those_of_the_result_file() -> None:
+    file = re.search(r"`(experiments/results/[\w-]+\.json)`", README)
+    assert file is not None
+    result = json.loads((ROOT / file[1]).read_text())
+    assert {"command", "commit", "versions", "seed", "cpu"} <= set(result)
+    assert not result["commit"].endswith("-dirty")
+    seen = result["figures"]
+    rows = [
+        f"| {seen['parameters']:,}, of which {seen['ternary_weights']:,} ternary 6:8 |",
+        f"| {seen['bits_per_weight']:.2f} |",
+        f"| {seen['bytes_bf16'] / 1e6:.2f} / {seen['bytes_latent'] / 1e6:.2f} / {seen['bytes_packed'] / 1e6:.2f} MB |",
+        f"| {100 * seen['zeros']:.1f} % |",
+        f"| {100 * seen['flip_rate_first']:.2f} % to {100 * seen['flip_rate_last']:.2f} % |",
+        f"| {seen['perplexity_unigram']:.1f} / {seen['perplexity_latent']:.3f} / {seen['perplexity_packed']:.3f} |",
+        f"| {seen['train_tokens_per_second']:,.0f} / {seen['generate_tokens_per_second']:,.0f} |",
+    ]
+    assert [row for row in rows if row not in README] == []
 
 
 def test_the_commands_of_the_readme_run(tmp_path: Path, documents: list[str]) -> None:
