@@ -13,7 +13,7 @@ import torch
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may reach for the network
 os.environ.setdefault("HF_DATASETS_CACHE", "/nonexistent")  # files are streamed, nothing is cached
 
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config
 from transformers.utils import logging as transformers_logging
 
 from sparse_bitnet import Recipe, prepare
@@ -46,7 +46,7 @@ def corpus_file(documents: list[str], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
-def tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
+def tokenizer(documents: list[str]) -> PreTrainedTokenizerBase:
     return train_tokenizer(documents, 320, 10**6)
 
 

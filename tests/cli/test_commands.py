@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from sparse_bitnet.formats import i2
 from sparse_bitnet.nn.stored_settings import named_layers
@@ -21,7 +21,7 @@ Command = Callable[..., object]
 
 
 @pytest.fixture
-def latent(latent_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Path:
+def latent(latent_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Path:
     latent_model().save_pretrained(tmp_path / "latent")
     tokenizer.save_pretrained(tmp_path / "latent")
     return tmp_path / "latent"
@@ -141,7 +141,7 @@ def test_eval_ppl_agrees_between_latent_and_packed(
 def test_eval_ppl_reads_a_dense_model_too(
     command: Command,
     dense_model: Callable[..., PreTrainedModel],
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerBase,
     short_text: Path,
     tmp_path: Path,
 ) -> None:

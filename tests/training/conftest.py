@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparse_bitnet.training.config import TrainConfig, load_config
 
 
 @pytest.fixture
 def dense_directory(
-    dense_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+    dense_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> Path:
     directory = tmp_path / "dense"
     dense_model().save_pretrained(directory)

@@ -85,17 +85,21 @@ def test_masked_weights_learn_too(settings: Settings, dense_directory: Path) -> 
     assert float((before[name] != after[name]).double().mean()) > 0.99
 
 
-def test_the_schedule_and_the_weight_decay_follow_the_steps(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decays: list[float] = []
+@pytest.fixture
+def decays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The weight decay of every optimizer step to come."""
+    used: list[float] = []
     step = torch.optim.AdamW.step
 
     def record(self: torch.optim.AdamW, *args: object, **kwargs: object) -> object:
-        decays.append(max(group["weight_decay"] for group in self.param_groups))
+        used.append(max(group["weight_decay"] for group in self.param_groups))
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", record)
+    return used
+
+
+def test_the_schedule_and_the_weight_decay_follow_the_steps(settings: Settings, decays: list[float]) -> None:
     result = train(settings("schedule.kind=dense-to-sparse", "schedule.at=0.5"))
     assert [event["pattern"] for event in result.log if "pattern" in event] == ["8:8"] * 4 + ["6:8"] * 4
     assert decays == pytest.approx([0.1, 0.075, 0.05, 0.025, 0, 0, 0, 0])
@@ -182,13 +186,13 @@ def test_a_run_is_not_begun_over_another(settings: Settings) -> None:
 
 
 def test_a_run_that_begins_anew_does_not_take_the_tokenizer_that_it_finds(settings: Settings, tmp_path: Path) -> None:
-    overrides = ("model.source=tiny", "tokenizer.vocab_size=300", "training.steps=1")
-    config = settings(*overrides, "training.block_size=4096")
+    overrides = ("model.source=tiny", "training.steps=1")
+    config = settings(*overrides, "tokenizer.vocab_size=270", "training.block_size=4096")
     with pytest.raises(ValueError, match="beyond the model's context"):
         train(config)  # has trained a tokenizer before it stops
     assert (tmp_path / "run" / "tokenizer").exists()
-    model = train(settings(*overrides, "tokenizer.vocab_size=400")).model_directory
-    assert len(load_tokenizer(str(model))) == 400
+    model = train(settings(*overrides, "tokenizer.vocab_size=280")).model_directory
+    assert len(load_tokenizer(str(model))) == 280
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(settings: Settings, tmp_path: Path) -> None:

@@ -5,46 +5,43 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from tokenizers import pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
 
-END_OF_TEXT = "<|endoftext|>"
+TOKENIZER_FILE = "tokenizer.json"
 SMALLEST_VOCABULARY = 256 + 1  # every byte, and the end of text
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hub id, a model directory or a `tokenizer.json`; ValueError where there is none."""
+    """The tokenizer of a Hub id, a model directory or a `tokenizer.json`; ValueError where there is none.
+
+    A `tokenizer.json` is taken as it is: AutoTokenizer may replace its rules by those usual for the type of the model.
+    """
     path = Path(source).expanduser()
     try:
         if path.is_file():
             return PreTrainedTokenizerFast(tokenizer_file=str(path))
+        if (path / TOKENIZER_FILE).exists():
+            return PreTrainedTokenizerFast.from_pretrained(str(path))
         return AutoTokenizer.from_pretrained(str(path) if path.exists() else source)
     except Exception as error:  # tokenizers raises bare Exception
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"no tokenizer could be read from {source}: {reason}") from error
 
 
-def train_tokenizer(documents: Iterable[str], vocab_size: int, sample_bytes: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(documents: Iterable[str], vocab_size: int, sample_bytes: int) -> PreTrainedTokenizerBase:
     """A byte-level BPE of at most `vocab_size` entries, trained on the first `sample_bytes` of the documents.
 
-    ValueError where there is no text, or where the vocabulary cannot hold all bytes.
+    Text is cut into words as Qwen2's tokenizer cuts it, which is what AutoTokenizer does for a model of that type,
+    whatever the file says. ValueError where there is no text, or where the vocabulary cannot hold all bytes.
     """
     if vocab_size < SMALLEST_VOCABULARY:
         raise ValueError(f"tokenizer.vocab_size={vocab_size} is below {SMALLEST_VOCABULARY}, which all bytes need")
     sample = list(_head(documents, sample_bytes))
     if not sample:
         raise ValueError("the corpus is empty: there is no text to train a tokenizer on")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(sample, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    return Qwen2Tokenizer().train_new_from_iterator(sample, vocab_size, initial_alphabet=alphabet, show_progress=False)
 
 
 def _head(documents: Iterable[str], sample_bytes: int) -> Iterator[str]:
