@@ -79,6 +79,13 @@ def test_init_writes_settings_that_train_reads_and_does_not_overwrite(command: C
     assert "1,572,864 in sparse ternary layers" in dry.out
 
 
+def test_a_dry_run_counts_the_layers_of_a_latent_checkpoint(command: Command, latent: Path, tmp_path: Path) -> None:
+    command("init", tmp_path / "train.yaml")
+    answer = command("train", tmp_path / "train.yaml", f"model.source={latent}", "--dry-run")
+    assert "73,728 in sparse ternary layers" in answer.out
+    assert not (tmp_path / "runs").exists()
+
+
 def test_convert_packs_the_codes_of_the_latent_checkpoint(command: Command, latent: Path, tmp_path: Path) -> None:
     before = dict(named_layers(AutoModelForCausalLM.from_pretrained(latent)))
     figures = tmp_path / "figures.json"

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -132,6 +132,13 @@ def test_gradient_checkpointing_and_accumulation_give_the_same_first_loss(settin
     assert first["accumulated"] == pytest.approx(first["plain"], rel=1e-5)
 
 
+def test_bf16_arithmetic_leaves_fp32_masters(settings: Settings) -> None:
+    result = train(settings("training.precision=bf16", "training.steps=40"))
+    losses = [event["loss"] for event in result.log if "loss" in event]
+    assert losses[-1] < losses[0] - 0.5
+    assert {tensor.dtype for tensor in weights(result.model_directory).values()} == {torch.float32}
+
+
 def test_training_goes_on_from_a_latent_checkpoint_with_another_pattern(settings: Settings, tmp_path: Path) -> None:
     first = train(settings())
     onward = settings(f"model.source={first.model_directory}", f"output_dir={tmp_path / 'on'}", "recipe.pattern=2:4")
@@ -195,9 +202,13 @@ def test_a_run_that_begins_anew_does_not_take_the_tokenizer_that_it_finds(settin
     assert len(load_tokenizer(str(model))) == 280
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(settings: Settings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    settings: Settings, tmp_path: Path, streaming: str
+) -> None:
     """Schedule, decay, data order and optimizer all go on; the metrics have each step once."""
-    overrides = ("schedule.kind=gradual", "schedule.patterns=['8:8', '7:8', '6:8']", "training.keep_checkpoints=9")
+    schedule = ("schedule.kind=gradual", "schedule.patterns=['8:8', '7:8', '6:8']")
+    overrides = (*schedule, "training.keep_checkpoints=9", f"data.streaming={streaming}")
     whole = train(settings(*overrides, f"output_dir={tmp_path / 'whole'}"))
     config = settings(*overrides)
     train(config)
@@ -314,19 +325,10 @@ def test_training_that_diverges_stops_with_step_and_layer_and_keeps_the_checkpoi
     assert all(bool(tensor.isfinite().all()) for tensor in weights(saved[-1]).values())
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system that holds one checkpoint and a half."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(mount)]
-    if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode != 0:
-        pytest.skip("mounting a small file system needs root")
-    yield mount
-    subprocess.run(["umount", str(mount)], check=True)
-
-
-def test_a_full_disk_stops_training_and_keeps_the_checkpoint_before(settings: Settings, small_disk: Path) -> None:
+def test_a_full_disk_stops_training_and_keeps_the_checkpoint_before(
+    settings: Settings, mount: Callable[[str], Path]
+) -> None:
+    small_disk = mount("2m")  # holds one checkpoint and a half
     config = settings(f"output_dir={small_disk / 'run'}")
     with pytest.raises(OSError, match=r"checkpoint-4 could not be saved .*: the checkpoints before it stand"):
         train(config)

@@ -56,10 +56,8 @@ class SparseBitNetCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._set_pattern(kwargs["model"], state)
-        for group in _groups(kwargs["optimizer"]):
-            group.setdefault(
-                INITIAL_DECAY, group["weight_decay"]
-            )  # kept in the optimizer's state, so it survives a resume
+        for group in _groups(kwargs["optimizer"]):  # part of the optimizer's state, so it survives a resume
+            group.setdefault(INITIAL_DECAY, group["weight_decay"])
         self.monitor.read(kwargs["model"])
         if self.metrics_file is not None and state.is_world_process_zero:
             _drop_steps_after(self.metrics_file, state.global_step)

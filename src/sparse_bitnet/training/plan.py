@@ -6,8 +6,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sparse_bitnet.checkpoint.loading import resolve_source
-from sparse_bitnet.nn.stored_settings import named_layers
-from sparse_bitnet.nn.swap import prepare
+from sparse_bitnet.nn.stored_settings import StoredSettings, named_layers
+from sparse_bitnet.nn.swap import exchange_for_loading, prepare
 from sparse_bitnet.training.config import TrainConfig
 from sparse_bitnet.training.presets import PRESETS, preset_config
 
@@ -22,7 +22,9 @@ def describe_plan(config: TrainConfig) -> str:
         shape = AutoConfig.from_pretrained(resolve_source(config.model.source))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape)
-    if not hasattr(shape, "quantization_config"):
+    if hasattr(shape, "quantization_config"):
+        exchange_for_loading(model, StoredSettings.from_dict(shape.quantization_config))
+    else:
         settings = config.recipe
         prepare(model, settings.recipe(), settings.targets, settings.ignore, indivisible=settings.indivisible)
     parameters = sum(parameter.numel() for parameter in model.parameters())
