@@ -24,9 +24,9 @@ def bytes_per_row(in_features: int) -> int:
 
 def pack(codes: Tensor) -> Tensor:
     """Codes [..., O, I] int8 in {-1, 0, 1} -> packed [..., O, B] uint8. The input is not changed."""
-    in_features = codes.shape[-1]
-    filled = pad(codes, (0, bytes_per_row(in_features) * CODES_PER_BYTE - in_features))
-    digits = (filled + 1).to(torch.uint8).unflatten(-1, (-1, CODES_PER_BYTE))  # [..., O, B, 4]
+    in_features, width = codes.shape[-1], bytes_per_row(codes.shape[-1])
+    filled = pad(codes, (0, width * CODES_PER_BYTE - in_features))
+    digits = (filled + 1).to(torch.uint8).reshape(*codes.shape[:-1], width, CODES_PER_BYTE)  # [..., O, B, 4]
     return digits[..., 0] | digits[..., 1] << 2 | digits[..., 2] << 4 | digits[..., 3] << 6
 
 

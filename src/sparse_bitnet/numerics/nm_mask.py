@@ -21,7 +21,8 @@ def nm_mask(scores: Tensor, pattern: NMPattern) -> Tensor:
     pattern.check_width(scores.shape[-1], "nm_mask")
     if pattern.is_dense:
         return torch.ones_like(scores, dtype=torch.bool)
-    magnitude = scores.abs().unflatten(-1, (-1, pattern.m)).movedim(-1, 0).contiguous()  # [m, ..., G]
+    groups = (*scores.shape[:-1], scores.shape[-1] // pattern.m, pattern.m)
+    magnitude = scores.abs().reshape(groups).movedim(-1, 0).contiguous()  # [m, ..., G]
     rank = torch.zeros_like(magnitude, dtype=torch.uint8)  # [m, ..., G]
     for index in range(pattern.m):
         rank[:index] += magnitude[index] > magnitude[:index]

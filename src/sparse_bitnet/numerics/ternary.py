@@ -8,6 +8,8 @@ weight: (q, k, v) for [q; k; v] stacked once, (d, d, d) for q, k, v interleaved 
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
@@ -101,9 +103,10 @@ def _sums_by_part(weight: Tensor, parts: Parts) -> tuple[Tensor, Tensor | int]:
         return rows.sum(dim=-1, keepdim=True), height * width
     if height % sum(parts):
         raise ValueError(f"out_features={height} is not a multiple of the parts {parts}, {sum(parts)} rows")
-    period = rows.unflatten(-1, (-1, sum(parts))).sum(dim=-2)  # [..., sum(parts)]
-    sums = torch.stack([part.sum(dim=-1) for part in period.split(parts, dim=-1)], dim=-1)
     repeats = height // sum(parts)
+    period = rows.reshape(*rows.shape[:-1], repeats, sum(parts)).sum(dim=-2)  # [..., sum(parts)]
+    ends = zip(parts, accumulate(parts), strict=True)
+    sums = torch.stack([period[..., end - part : end].sum(dim=-1) for part, end in ends], dim=-1)
     return sums, torch.tensor([part * repeats * width for part in parts], device=weight.device)
 
 
