@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparse_bitnet.kernels.effective_weight import effective_weight
+from sparse_bitnet.kernels.effective_weight import effective_weight, with_latent_gradient
 from sparse_bitnet.kernels.quantize_activation import fake_quantize_activation
 from sparse_bitnet.numerics.ternary import Parts, quantize_weight
 from sparse_bitnet.recipe import Recipe
@@ -26,6 +26,8 @@ class SparseBitLinear(nn.Linear):
 
     recipe: Recipe
     parts: Parts
+    step_weight: Tensor | None = None  # effective weight [O, I] of this optimizer step, see step_weights.py
+    step_version: int = -1  # of the latent weight that it was made from
 
     def __init__(
         self,
@@ -56,8 +58,17 @@ class SparseBitLinear(nn.Linear):
         dtype, device = self.weight.dtype, input.device.type
         if device != "meta" and torch.is_autocast_enabled(device):  # torch refuses to say for meta
             dtype = torch.get_autocast_dtype(device)
-        weight = effective_weight(self.weight, self.recipe, self.parts, dtype)
+        weight = self._effective_weight(dtype)
         return F.linear(fake_quantize_activation(input, self.recipe.activations, dtype), weight, self.bias)
+
+    def _effective_weight(self, dtype: torch.dtype) -> Tensor:
+        made = self.step_weight
+        if made is not None and self.training and made.dtype == dtype and self._is_unchanged():
+            return with_latent_gradient(made, self.weight, self.recipe, self.parts)
+        return effective_weight(self.weight, self.recipe, self.parts, dtype)
+
+    def _is_unchanged(self) -> bool:
+        return torch.compiler.is_compiling() or self.weight._version == self.step_version
 
     @torch.no_grad()
     def quantize_weight(self) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from sparse_bitnet.kernels.dispatch import Backend, Operator
 from sparse_bitnet.numerics.ste import activation_gradient
 from sparse_bitnet.recipe import Activations
 
-OPERATOR = Operator(__name__, (Backend("reference"),))
+OPERATOR = Operator(__name__, (Backend("gpu_triton", needs=("triton",)), Backend("reference")))
 
 
 def fake_quantize_activation(x: Tensor, activations: Activations, dtype: torch.dtype) -> Tensor:

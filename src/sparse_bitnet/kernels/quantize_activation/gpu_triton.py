@@ -1,0 +1,128 @@
+"""Per-token integer activations on a GPU, in one pass: a program holds a token, finds its scale and rounds it.
+
+Codes and scale are bit for bit those of the reference: the scale is a true quotient (`div_rn`; Triton's `/` is 2 ulp
+off) and no product is fused with a sum. Rounded back, a code is multiplied by 1 / scale, an ulp of fp32 from the
+reference, which divides: a division for each element took three times as long as a copy. A token longer than
+LARGEST_BLOCK is read twice, block by block. Shapes: T tokens, I in_features.
+"""
+
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
+
+from __future__ import annotations
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sparse_bitnet.numerics.activation import SMALLEST_MAGNITUDE
+from sparse_bitnet.recipe import Activations
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LARGEST_BLOCK = 16384  # elements of a token that a program holds
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def obstacle() -> str | None:
+    if INTERPRETED or torch.cuda.is_available():
+        return None
+    return "torch finds no GPU"
+
+
+def supports(x: Tensor, activations: Activations, dtype: torch.dtype) -> str | None:
+    if x.device.type != "cuda" and not INTERPRETED:
+        return f"the activations are on {x.device.type}"
+    for one in (x.dtype, dtype):
+        if one not in DTYPES:
+            return f"{one}; it takes and gives {', '.join(map(str, DTYPES))}"
+    return None
+
+
+def run(x: Tensor, activations: Activations, dtype: torch.dtype) -> Tensor:
+    x = x.contiguous()
+    out = torch.empty_like(x, dtype=dtype)
+    _launch(x, activations, out, out, codes=False)
+    return out
+
+
+def quantize(x: Tensor, activations: Activations) -> tuple[Tensor, Tensor]:
+    """The codes [..., I] int8 and the scale [..., 1] fp32 themselves."""
+    x = x.contiguous()
+    codes = torch.empty_like(x, dtype=torch.int8)
+    scale = torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device)
+    _launch(x, activations, codes, scale, codes=True)
+    return codes, scale
+
+
+def _launch(x: Tensor, activations: Activations, out: Tensor, scale: Tensor, codes: bool) -> None:
+    width = x.shape[-1]
+    if not x.numel():
+        return
+    block = min(triton.next_power_of_2(width), LARGEST_BLOCK)
+    with torch.cuda.device_of(x):
+        _quantize_token[(x.numel() // width,)](
+            x, out, scale, width,
+            BLOCK=block, HOLDS=width <= block, INT8=activations == "int8", CODES=codes, SMALLEST=SMALLEST_MAGNITUDE,
+            num_warps=max(1, min(16, block // 512)), enable_fp_fusion=False,
+        )  # fmt: skip
+
+
+@triton.jit
+def _round(x):
+    """Half to even, for |x| < 2^22: beyond 1.5 * 2^23 a float has no fraction left."""
+    return (x + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def _load(x, column, width):
+    return tl.load(x + column, mask=column < width, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _magnitude(value, INT8: tl.constexpr):
+    if INT8:
+        return tl.where(value == value, tl.abs(value), float("inf"))  # a maximum passes over NaN
+    else:
+        return tl.abs(value).to(tl.float64)
+
+
+@triton.jit
+def _code(value, factor, INT8: tl.constexpr):
+    code = _round(value * factor)
+    lowest, highest = (-128.0, 127.0) if INT8 else (-8.0, 7.0)
+    return tl.where(code < lowest, lowest, tl.where(code > highest, highest, code))  # NaN stays NaN
+
+
+@triton.jit
+def _quantize_token(
+    x, out, scale, width,
+    BLOCK: tl.constexpr, HOLDS: tl.constexpr, INT8: tl.constexpr, CODES: tl.constexpr, SMALLEST: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    x, out = x + token * width, out + token * width
+    held = _load(x, tl.arange(0, BLOCK), width)
+    magnitudes = _magnitude(held, INT8)
+    if not HOLDS:
+        first = BLOCK
+        while first < width:
+            more = _magnitude(_load(x, first + tl.arange(0, BLOCK), width), INT8)
+            magnitudes = tl.maximum(magnitudes, more) if INT8 else magnitudes + more
+            first += BLOCK
+    if INT8:
+        magnitude, number = tl.max(magnitudes, axis=0), 127.0
+    else:
+        magnitude, number = (tl.sum(magnitudes, axis=0) / width).to(tl.float32), 2.6457512378692627  # sqrt(7), in fp32
+    magnitude = tl.where(magnitude < SMALLEST, SMALLEST, magnitude)
+    factor = tl.div_rn(tl.full([], number, tl.float32), magnitude)
+    inverse = tl.div_rn(tl.full([], 1.0, tl.float32), factor)
+    if CODES:
+        tl.store(scale + token, factor)
+    first = 0
+    while first < width:
+        column = first + tl.arange(0, BLOCK)
+        code = _code(held if HOLDS else _load(x, column, width), factor, INT8)
+        value = code if CODES else code * inverse
+        tl.store(out + column, value.to(out.dtype.element_ty), mask=column < width)
+        first += BLOCK
