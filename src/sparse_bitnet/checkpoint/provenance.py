@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shlex
 import subprocess
@@ -13,13 +14,14 @@ from typing import Any
 
 import torch
 
+COMMIT_VARIABLE = "SPARSE_BITNET_COMMIT"
 PACKAGES = (
     "sparse-bitnet", "torch", "triton", "transformers", "accelerate", "datasets", "tokenizers", "safetensors",
 )  # fmt: skip
 
 
 def provenance() -> dict[str, Any]:
-    """Command, commit (None outside of a checkout), versions (None if not installed) and hardware of this process."""
+    """Command, commit (None where nobody can tell), versions (None if not installed) and hardware of this process."""
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -42,7 +44,12 @@ def installed_version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Of the checkout that tracks this file, with `-dirty` where tracked files differ from it."""
+    """Of the checkout that tracks this file, with `-dirty` where tracked files differ from it.
+
+    SPARSE_BITNET_COMMIT names it where the files were copied without their git directory.
+    """
+    if os.environ.get(COMMIT_VARIABLE):
+        return os.environ[COMMIT_VARIABLE]
     here = Path(__file__)
     if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
         return None

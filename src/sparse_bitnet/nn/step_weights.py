@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from sparse_bitnet.kernels.effective_weight import empty_scale, write_effective_weights
 from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
@@ -11,28 +12,29 @@ from sparse_bitnet.nn.stored_settings import named_layers
 
 
 class StepWeights:
-    """The effective weights of all trainable layers of `model`, in `dtype`, kept by the layers between two `refresh`.
+    """Effective weights of all trainable layers of `model`, which keep them from one `refresh` to the next.
 
     On a GPU a refresh is three launches, whatever the number of layers. Call it before the first micro-batch of every
-    optimizer step, and `release` at the end. A layer uses what it was given only in training mode, in `dtype`, and (not
-    under torch.compile, which cannot look) while its weight is the one that was read; otherwise it reads its weight
-    anew. Costs 2 bytes a weight in bf16, which a backward pass keeps in any case. Not for sharded weights (FSDP).
+    optimizer step, and `release` at the end. A layer uses what it was given in training mode alone, where it computes
+    in `dtype` (None: that of the weight), and, outside of torch.compile, which cannot look, while its weight is still
+    the one that was read; else it reads its weight anew. Costs 2 bytes a weight in bf16, which the backward pass keeps
+    in any case. Left out are weights split over processes (FSDP2), which are there for the forward pass only.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
         self.dtype = dtype
         self._layers = [
             layer
             for _, layer in named_layers(model)
-            if isinstance(layer, SparseBitLinear) and not layer.recipe.keeps_weight
+            if isinstance(layer, SparseBitLinear) and not isinstance(layer.weight, DTensor)
         ]
         self._scale: Tensor | None = None
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Read the latent weights anew."""
-        if not self._layers:
-            return
+        if not self._layers or self._layers[0].recipe.keeps_weight:
+            return self.release()
         weights = [layer.weight for layer in self._layers]
         parts = [layer.parts for layer in self._layers]
         if self._scale is None:

@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from sparse_bitnet.checkpoint.directory import write_text
 from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
+from sparse_bitnet.nn.step_weights import StepWeights
 from sparse_bitnet.nn.stored_settings import named_layers
 from sparse_bitnet.nn.swap import set_pattern
 from sparse_bitnet.training.monitors import MaskMonitor, non_finite_tensors
@@ -51,6 +52,7 @@ class SparseBitNetCallback(TrainerCallback):
         self.weight_decay_until = weight_decay_until
         self.metrics_file = None if metrics_file is None else Path(metrics_file)
         self.monitor = MaskMonitor()
+        self._step_weights: StepWeights | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -59,6 +61,8 @@ class SparseBitNetCallback(TrainerCallback):
         for group in _groups(kwargs["optimizer"]):  # part of the optimizer's state, so it survives a resume
             group.setdefault(INITIAL_DECAY, group["weight_decay"])
         self.monitor.read(kwargs["model"])
+        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        self._step_weights = StepWeights(kwargs["model"], dtype)
         if self.metrics_file is not None and state.is_world_process_zero:
             _drop_steps_after(self.metrics_file, state.global_step)
 
@@ -70,6 +74,14 @@ class SparseBitNetCallback(TrainerCallback):
             share = falling_share(state.global_step, state.max_steps, self.weight_decay_until)
             for group in _groups(kwargs["optimizer"]):
                 group["weight_decay"] = group[INITIAL_DECAY] * share
+        if self._step_weights is not None:
+            self._step_weights.refresh()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._step_weights is not None:
+            self._step_weights.release()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -68,7 +68,7 @@ def run(
     width = segments.width
     settings = {
         "n": n, "m": m, "M": width, "GROUPS": segments.groups_a_tile, "COLUMN": _columns_by_halving(width),
-        "ALIGNED": segments.aligned, "BY_CODES": recipe.mask_from == "quantized", "num_warps": 16,
+        "ALIGNED": segments.aligned, "BY_CODES": recipe.mask_from == "quantized", "num_warps": 16 if width <= 8 else 8,
     }  # fmt: skip
     dense = scale if recipe.order == "quant-then-mask" else torch.empty_like(scale)
     with torch.cuda.device_of(weights[0]):

@@ -1,0 +1,33 @@
+"""No speed is told of a kernel that is wrong: each is compared with the reference on what is about to be timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from sparse_bitnet.kernels import effective_weight, quantize_activation
+from sparse_bitnet.kernels.effective_weight import empty_scale
+from sparse_bitnet.kernels.effective_weight import reference as effective_weight_reference
+from sparse_bitnet.numerics.activation import fake_quantize_activation
+from sparse_bitnet.recipe import Recipe
+
+
+def check_kernels(shapes: Iterable[tuple[int, int]], recipe: Recipe, dtype: torch.dtype, device: torch.device) -> None:
+    """ValueError where, on random weights of these shapes [O, I], the chosen backends leave their contract."""
+    for shape in sorted(set(shapes)):
+        weight = torch.randn(shape, device=device)
+        arguments = ([weight], recipe, [()])
+        results = []
+        for run in (effective_weight.OPERATOR.run, effective_weight_reference.run):
+            out, scale = torch.full_like(weight, 7, dtype=dtype), empty_scale([weight], [()])
+            run(*arguments, [out], scale)
+            results.append((out, scale))
+        (out, scale), (expected, expected_scale) = results
+        if not (torch.equal(out, expected) and torch.equal(scale, expected_scale)):
+            raise ValueError(f"effective_weight is wrong on weights of {shape}: no speed is told, run its tests")
+        x = torch.randn(256, shape[1], device=device).to(dtype)
+        fake = quantize_activation.OPERATOR.run(x, recipe.activations, dtype)
+        expected_fake = fake_quantize_activation(x, recipe.activations, dtype)
+        if not torch.allclose(fake, expected_fake, rtol=torch.finfo(dtype).eps, atol=0):
+            raise ValueError(f"quantize_activation is wrong on {tuple(x.shape)}: no speed is told, run its tests")

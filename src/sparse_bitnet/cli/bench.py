@@ -1,0 +1,82 @@
+"""`sparse-bitnet bench train | kernels`"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from sparse_bitnet.cli.options import Device, JsonFile, choose_device, write_json
+
+app = typer.Typer(help="Measure speeds side by side on this machine, as ratios, beside what its hardware could do.")
+
+
+@app.command("train")
+def train(
+    preset: Annotated[str, typer.Option(help="Shape: tiny, qwen2.5-0.5b, qwen2.5-1.5b, qwen2.5-3b.")] = "qwen2.5-0.5b",
+    pattern: Annotated[str, typer.Option(help="n:m of ours and of the plain layers.")] = "6:8",
+    sequence: Annotated[int, typer.Option(min=2, help="Tokens a sequence.")] = 2048,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences a micro-batch.")] = 8,
+    accumulation: Annotated[int, typer.Option(min=1, help="Micro-batches an optimizer step.")] = 1,
+    vocabulary: Annotated[int, typer.Option(min=2, help="Rows of embedding and head.")] = 151_936,
+    gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing")] = False,
+    systems: Annotated[str, typer.Option(help="Of dense, plain, plain-compiled, ours.")] = "dense,plain,ours",
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are timed, after a warm-up.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="How often all systems are measured.")] = 2,
+    device: Device = "auto",
+    json: JsonFile = None,
+) -> None:
+    """Tokens a second of training: our layers, `nn.Linear`, and the method as it is usually written in PyTorch."""
+    import torch
+
+    from sparse_bitnet.bench.train import TrainBench, bench_train
+
+    bench = TrainBench(
+        preset, pattern, sequence, batch, accumulation, vocabulary, gradient_checkpointing,
+        tuple(systems.split(",")), steps, rounds,
+    )  # fmt: skip
+    result = bench_train(bench, torch.device(choose_device(device)))
+    print(f"{preset}, {pattern}, {bench.tokens:,} tokens a step")
+    print(f"{'system':<16}{'tokens/s':>10}{'ms a step':>11}{'x dense':>9}{'GiB':>8}{'of matmul rate':>16}")
+    for row in result["systems"]:
+        ratio = f"{row['times_dense']:.3f}" if "times_dense" in row else "-"
+        memory = f"{row['bytes_at_most'] / 2**30:.1f}" if row["bytes_at_most"] else "-"
+        print(
+            f"{row['system']:<16}{row['tokens_per_second']:>10,.0f}{1e3 * row['seconds_a_step']:>11.1f}{ratio:>9}"
+            f"{memory:>8}{100 * row['share_of_matmul_rate']:>14.1f} %"
+        )
+    _write(json, result, bench.seed)
+
+
+@app.command("kernels")
+def kernels(
+    rows: Annotated[int, typer.Option(min=1, help="out_features of the weight.")] = 37888,
+    columns: Annotated[int, typer.Option(min=1, help="in_features of weight and activations.")] = 3584,
+    patterns: Annotated[str, typer.Option(help="n:m, separated by commas.")] = "2:4,6:8,8:8,8:16",
+    tokens: Annotated[int, typer.Option(min=1, help="Rows of the activations.")] = 16384,
+    device: Device = "auto",
+    json: JsonFile = None,
+) -> None:
+    """The ops of training alone, beside a copy of the bytes that they move and the usual PyTorch."""
+    import torch
+
+    from sparse_bitnet.bench.kernels import bench_effective_weight, bench_quantize_activation
+
+    target = torch.device(choose_device(device))
+    torch.manual_seed(0)
+    measured = bench_effective_weight((rows, columns), patterns.split(","), target)
+    measured += bench_quantize_activation([(tokens, columns)], target)
+    print(f"{'op':<22}{'shape':<16}{'n:m':<7}{'ms':>9}{'of copy bandwidth':>19}{'x plain PyTorch':>17}")
+    for row in measured:
+        shape = " x ".join(map(str, row["shape"]))
+        print(
+            f"{row['op']:<22}{shape:<16}{row['pattern']:<7}{row['ms']:>9.4f}"
+            f"{100 * row['share_of_copy_bandwidth']:>17.1f} %{row['times_plain']:>17.1f}"
+        )
+    _write(json, {"kernels": measured}, seed=0)
+
+
+def _write(json: Any, result: dict[str, Any], seed: int) -> None:
+    from sparse_bitnet.checkpoint.provenance import provenance
+
+    write_json(json, {**provenance(), "seed": seed, **result})
