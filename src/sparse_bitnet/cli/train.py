@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+STOPPED = 128 + signal.SIGTERM
 
 
 def train(
@@ -18,10 +21,16 @@ def train(
         bool, typer.Option("--dry-run", help="Print the settings, the parameters and the memory; do not train.")
     ] = False,
 ) -> None:
-    """Train a model, from scratch or from a checkpoint, and leave it in OUTPUT_DIR/model."""
-    from sparse_bitnet.training.config import load_config
+    """Train a model, from scratch or from a checkpoint, and leave it in OUTPUT_DIR/model.
 
-    settings = load_config(config, overrides or [])
+    SIGTERM: finishes the step, saves a checkpoint and ends with status 143; go on with --resume auto.
+    """
+    from sparse_bitnet.training.config import load_config
+    from sparse_bitnet.training.processes import failing_together, is_first_process, join_processes, leave_processes
+
+    join_processes()
+    with failing_together():
+        settings = load_config(config, overrides or [])
     if dry_run:
         from sparse_bitnet.training.plan import describe_plan
 
@@ -30,4 +39,13 @@ def train(
     from sparse_bitnet.training.run import train as run
 
     result = run(settings, resume)
-    print(f"trained {result.steps} steps; the latent checkpoint is in {result.model_directory}")
+    if is_first_process() and result.complete:
+        print(f"trained {result.steps} steps; the latent checkpoint is in {result.model_directory}")
+    elif is_first_process():
+        print(
+            f"stopped by SIGTERM after step {result.steps} of {settings.training.steps}: its checkpoint is saved, "
+            f"{result.model_directory} is not written; go on with --resume auto"
+        )
+    leave_processes()
+    if not result.complete:
+        raise typer.Exit(STOPPED)
