@@ -1,6 +1,7 @@
 """What each of two processes does for test_processes.py; started by torchrun with a task and a directory.
 
 `together` writes what each process saw to seen-RANK.json: one launch for many runs, since the imports take longest.
+`layers` prints it for the layers alone, on GPUs where there are any.
 """
 
 from __future__ import annotations
@@ -17,14 +18,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Trainer
 
 from sparse_bitnet import Recipe, prepare
 from sparse_bitnet.nn.stored_settings import named_layers
 from sparse_bitnet.numerics.ternary import quantize_weight
 from sparse_bitnet.training.config import load_config
 from sparse_bitnet.training.monitors import MaskMonitor, non_finite_tensors
-from sparse_bitnet.training.processes import OtherProcessFailed, first_process_first, leave_processes
+from sparse_bitnet.training.processes import (
+    OtherProcessFailed,
+    first_process_first,
+    join_processes,
+    leave_processes,
+)
 from sparse_bitnet.training.run import train
 from sparse_bitnet.training.sharding import shard_model, whole_weights
 
@@ -39,7 +45,7 @@ def quantized_in_forward(model: nn.Module, ids: Tensor) -> dict[str, tuple[Tenso
         return lambda layer, _: seen.update({name: layer.quantize_weight()})
 
     hooks = [layer.register_forward_pre_hook(look(name)) for name, layer in named_layers(model)]
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(ids.device.type, torch.bfloat16):
         model(input_ids=ids)
     for hook in hooks:
         hook.remove()
@@ -54,15 +60,20 @@ def step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, ids: Tensor) 
     return loss.item()
 
 
-def split_and_whole(model_directory: Path) -> dict[str, Any]:
+def split_and_whole() -> dict[str, Any]:
     """A model split over the processes, each with its rows of the batch, beside the same model whole, with all rows."""
-    rank = dist.get_rank()
-    whole = prepare(AutoModelForCausalLM.from_pretrained(model_directory), Recipe("6:8"))
+    device, rank = join_processes().device, dist.get_rank()
+    torch.manual_seed(0)
+    shape = Qwen2Config(
+        vocab_size=320, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    whole = prepare(AutoModelForCausalLM.from_config(shape, dtype=torch.float32), Recipe("6:8")).to(device)
     split = copy.deepcopy(whole)
-    shard_model(split, torch.device("cpu"))
+    shard_model(split, device)
     # before a forward pass, after which the parameters outside of the blocks stay gathered until the next backward
     optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-3) for model in (whole, split)]
-    ids = torch.randint(0, 320, (STEPS, ROWS, 16), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, 320, (STEPS, ROWS, 16), generator=torch.Generator().manual_seed(0)).to(device)
     own = ids[:, rank * ROWS // 2 : (rank + 1) * ROWS // 2]
 
     def equal_codes() -> bool:
@@ -78,7 +89,7 @@ def split_and_whole(model_directory: Path) -> dict[str, Any]:
     untrained = quantized_in_forward(split, own[0])
     result["losses"] = []
     for full, part in zip(ids, own, strict=True):
-        loss = torch.tensor(step(split, optimizers[1], part))
+        loss = torch.tensor(step(split, optimizers[1], part), device=device)
         dist.all_reduce(loss)
         result["losses"].append((step(whole, optimizers[0], full), loss.item() / 2))
     trained = quantized_in_forward(split, own[0])
@@ -86,7 +97,7 @@ def split_and_whole(model_directory: Path) -> dict[str, Any]:
     exported = whole_weights(split)
     if rank == 0:
         codes = {name: quantize_weight(exported[f"{name}.weight"], Recipe("6:8")) for name in trained}
-        result["exported"] = all(torch.equal(codes[name][0], trained[name][0]) for name in codes)
+        result["exported"] = all(torch.equal(codes[name][0], trained[name][0].cpu()) for name in codes)
         result["tied"] = exported["lm_head.weight"] is exported["model.embed_tokens.weight"]
         whole.load_state_dict(exported)
     for weight in whole.parameters():  # from here on both hold the weights that were trained split
@@ -109,6 +120,17 @@ def stop_after(step: int) -> None:
         return training_step(self, *args, **kwargs)
 
     Trainer.training_step = interrupted
+
+
+def spoil(step: int) -> None:
+    """The second process alone gets a loss that is NaN in this step."""
+    training_step, calls = Trainer.training_step, iter(range(1, 99))
+
+    def spoilt(self: Trainer, *args: Any, **kwargs: Any) -> Tensor:
+        loss = training_step(self, *args, **kwargs)
+        return loss * float("nan") if next(calls) == step and dist.get_rank() == 1 else loss
+
+    Trainer.training_step = spoilt
 
 
 def failing(work: Callable[[], object]) -> str:
@@ -138,10 +160,12 @@ def together(root: Path) -> None:
     seen["went_on"] = run("stopped", "training.sharding=fsdp2", resume="auto")
     seen["refused"] = failing(lambda: run("ddp"))
     seen["failed_on_first"] = failing(lambda: run("empty", f"data.files=[{root / 'empty.txt'}]"))
+    spoil(3)
+    seen["diverged"] = failing(lambda: run("diverged", "training.sharding=fsdp2"))
     with first_process_first():
         seen["order"] = sorted(path.name for path in root.glob("order-*"))
         (root / f"order-{dist.get_rank()}").touch()
-    seen["layers"] = split_and_whole(root / "dense")
+    seen["layers"] = split_and_whole()
     (root / f"seen-{dist.get_rank()}.json").write_text(json.dumps(seen))
     leave_processes()
 
@@ -159,5 +183,12 @@ def killed_while_saving(root: Path) -> None:
     train(load_config(root / "config.yaml", [f"output_dir={root / 'killed'}"]))
 
 
+def layers(root: Path) -> None:
+    join_processes()
+    print(json.dumps(split_and_whole()), flush=True)
+    leave_processes()
+
+
 if __name__ == "__main__":
-    {"together": together, "killed_while_saving": killed_while_saving}[sys.argv[1]](Path(sys.argv[2]))
+    tasks = {"together": together, "killed_while_saving": killed_while_saving, "layers": layers}
+    tasks[sys.argv[1]](Path(sys.argv[2]))

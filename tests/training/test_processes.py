@@ -124,7 +124,9 @@ def test_two_processes_train_as_one(written: Settings, tmp_path: Path, capfd: py
         )
     assert differing_tensors(tmp_path / "stopped" / "model", tmp_path / "fsdp2" / "model") == []
 
-    # what fails on the first is told there, and ends the second
+    # what fails on one is told there, and ends the other
+    assert "TrainingDiverged: step 3: the loss is nan; every layer is finite" in first["diverged"]
+    assert second["diverged"] == "OtherProcessFailed: 2"
     assert "holds a run already" in first["refused"]
     assert "ValueError: the corpus is empty" in first["failed_on_first"]
     assert second["refused"] == second["failed_on_first"] == "OtherProcessFailed: 2"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-STOPPED = 128 + signal.SIGTERM
+from sparse_bitnet.cli.options import STOPPED
 
 
 def train(
@@ -34,7 +33,8 @@ def train(
     if dry_run:
         from sparse_bitnet.training.plan import describe_plan
 
-        print(describe_plan(settings))
+        if is_first_process():
+            print(describe_plan(settings))
         return
     from sparse_bitnet.training.run import train as run
 
