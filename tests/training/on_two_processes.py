@@ -32,7 +32,7 @@ from sparse_bitnet.training.processes import (
     leave_processes,
 )
 from sparse_bitnet.training.run import train
-from sparse_bitnet.training.sharding import shard_model, whole_weights
+from sparse_bitnet.training.sharding import shard_model, whole_tensor, whole_weights
 
 STEPS, ROWS = 6, 8
 
@@ -83,6 +83,12 @@ def split_and_whole() -> dict[str, Any]:
 
     monitors = MaskMonitor(), MaskMonitor()
     result: dict[str, Any] = {"share": sum(weight.to_local().numel() for weight in split.parameters())}
+    outside = zip(named_layers(whole), named_layers(split), strict=True)
+    result["codes_outside"] = all(
+        torch.equal(mine, whole_tensor(theirs))
+        for (_, one), (_, other) in outside
+        for mine, theirs in zip(one.quantize_weight(), other.quantize_weight(), strict=True)
+    )
     result["codes_before"] = equal_codes()
     result["readings_before"] = monitors[0].read(whole) == monitors[1].read(split)
     result["all"] = whole.num_parameters()

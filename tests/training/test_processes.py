@@ -17,8 +17,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from sparse_bitnet.cli.main import main
 from sparse_bitnet.nn.stored_settings import named_layers
 from sparse_bitnet.training.config import TrainConfig
+from sparse_bitnet.training.preemption import StopOnSigterm
 from sparse_bitnet.training.run import train
 from sparse_bitnet.training.trainer import checkpoints, newest_checkpoint
 
@@ -135,7 +137,7 @@ def test_two_processes_train_as_one(written: Settings, tmp_path: Path, capfd: py
     # the layers of a split model, and what is exported of it
     for layers in (first["layers"], second["layers"]):
         assert layers["share"] == layers["all"] / 2
-        assert layers["codes_before"] and layers["readings_before"]
+        assert layers["codes_outside"] and layers["codes_before"] and layers["readings_before"]
         assert layers["codes_after"] and layers["readings_after"] and len(layers["moved"]) == 14
         assert [loss for _, loss in layers["losses"]] == same_loss([loss for loss, _ in layers["losses"]])
         assert layers["non_finite"] == ["model.layers.0.mlp.up_proj.weight"]
@@ -185,10 +187,12 @@ def test_a_mistake_is_told_once(written: Settings, tmp_path: Path) -> None:
 
 
 def test_sigterm_stops_after_the_step_and_going_on_is_bit_for_bit(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(settings(f"output_dir={tmp_path / 'whole'}"))
     config, before = settings(), signal.getsignal(signal.SIGTERM)
+    root, file = Path(config.output_dir), tmp_path / "config.yaml"
+    file.write_text(config.to_yaml())
     step, steps = torch.optim.AdamW.step, iter(range(1, 99))
 
     def signalled(self: torch.optim.AdamW, *args: object, **kwargs: object) -> object:
@@ -198,13 +202,30 @@ def test_sigterm_stops_after_the_step_and_going_on_is_bit_for_bit(
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", signalled)
-    stopped = train(config)
-    assert (stopped.steps, stopped.complete) == (5, False)
-    assert not stopped.model_directory.exists()
-    assert checkpoints(Path(config.output_dir))[-1].name == "checkpoint-5"
+    monkeypatch.setattr(sys, "argv", ["sparse-bitnet", "train", str(file)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM after step 5 of 8" in capsys.readouterr().out
+    assert not (root / "model").exists()
+    assert checkpoints(root)[-1].name == "checkpoint-5"
     assert signal.getsignal(signal.SIGTERM) == before
     assert train(config, resume="auto").complete
-    assert differing_tensors(stopped.model_directory, tmp_path / "whole" / "model") == []
+    assert differing_tensors(root / "model", tmp_path / "whole" / "model") == []
+
+
+def test_a_second_sigterm_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends() -> bool:
+        signal.raise_signal(signal.SIGTERM)
+        return signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    with StopOnSigterm():
+        assert not ends()
+        assert not ends()  # torchrun may pass on what the scheduler has sent already
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + 6)
+        monkeypatch.setattr(os, "kill", lambda process, number: None)
+        assert ends()
 
 
 def test_splitting_needs_several_processes(settings: Settings) -> None:
