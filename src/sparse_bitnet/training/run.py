@@ -188,7 +188,7 @@ def _arguments(config: TrainConfig, root: Path, evaluates: bool) -> TrainingArgu
     known = {field.name for field in fields(TrainingArguments)}  # renamed in the course of transformers 5
     option = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
     checkpointing: dict[str, Any] = {option: True} if settings.gradient_checkpointing else {}
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(root),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,
@@ -218,6 +218,11 @@ def _arguments(config: TrainConfig, root: Path, evaluates: bool) -> TrainingArgu
         disable_tqdm=True,
         **checkpointing,
     )
+    if arguments.n_gpu > 1:  # Trainer would take them all by DataParallel, and as many times the batch
+        count = arguments.n_gpu
+        print(f"1 of {count} GPUs is used: start with torchrun --nproc-per-node {count} to use all", flush=True)
+        arguments._n_gpu = 1
+    return arguments
 
 
 def _export(trainer: Trainer, directory: Path) -> None:
