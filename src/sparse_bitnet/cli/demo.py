@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparse_bitnet.cli.options import JsonFile, write_json
+from sparse_bitnet.cli.options import STOPPED, JsonFile, write_json
 
 if TYPE_CHECKING:
     from sparse_bitnet.training.config import TrainConfig
@@ -110,6 +110,8 @@ def _train(config: TrainConfig) -> dict[str, Any]:
 
     started = time.monotonic()
     result = train(config)
+    if not result.complete:
+        raise typer.Exit(STOPPED)
     seconds = time.monotonic() - started
     logged = [event for event in result.log if "flip_rate" in event]
     return {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+STOPPED = 128 + signal.SIGTERM  # exit status of a run that SIGTERM ended early, with a checkpoint
 JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to FILE as JSON.")
 ]

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sparse_bitnet.cli.options import STOPPED
+
 
 def train(
     config: Annotated[Path, typer.Argument(help="Settings, as `sparse-bitnet init` writes them.")],
@@ -18,16 +20,32 @@ def train(
         bool, typer.Option("--dry-run", help="Print the settings, the parameters and the memory; do not train.")
     ] = False,
 ) -> None:
-    """Train a model, from scratch or from a checkpoint, and leave it in OUTPUT_DIR/model."""
-    from sparse_bitnet.training.config import load_config
+    """Train a model, from scratch or from a checkpoint, and leave it in OUTPUT_DIR/model.
 
-    settings = load_config(config, overrides or [])
+    SIGTERM: finishes the step, saves a checkpoint and ends with status 143; go on with --resume auto.
+    """
+    from sparse_bitnet.training.config import load_config
+    from sparse_bitnet.training.processes import failing_together, is_first_process, join_processes, leave_processes
+
+    join_processes()
+    with failing_together():
+        settings = load_config(config, overrides or [])
     if dry_run:
         from sparse_bitnet.training.plan import describe_plan
 
-        print(describe_plan(settings))
+        if is_first_process():
+            print(describe_plan(settings))
         return
     from sparse_bitnet.training.run import train as run
 
     result = run(settings, resume)
-    print(f"trained {result.steps} steps; the latent checkpoint is in {result.model_directory}")
+    if is_first_process() and result.complete:
+        print(f"trained {result.steps} steps; the latent checkpoint is in {result.model_directory}")
+    elif is_first_process():
+        print(
+            f"stopped by SIGTERM after step {result.steps} of {settings.training.steps}: its checkpoint is saved, "
+            f"{result.model_directory} is not written; go on with --resume auto"
+        )
+    leave_processes()
+    if not result.complete:
+        raise typer.Exit(STOPPED)

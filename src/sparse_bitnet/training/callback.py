@@ -19,6 +19,7 @@ from sparse_bitnet.nn.stored_settings import named_layers
 from sparse_bitnet.nn.swap import set_pattern
 from sparse_bitnet.training.monitors import MaskMonitor, non_finite_tensors
 from sparse_bitnet.training.schedules import PatternSchedule, falling_share
+from sparse_bitnet.training.sharding import whole_tensor
 
 INITIAL_DECAY = "initial_weight_decay"
 REMEDY = "The last checkpoint stands; lower the learning rate or raise the warm-up, and resume from it."
@@ -90,7 +91,7 @@ class SparseBitNetCallback(TrainerCallback):
         if not looks_for_nan(state, args.device):
             return
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        if gradients and not math.isfinite(float(nn.utils.get_total_norm(gradients))):
+        if gradients and not math.isfinite(float(whole_tensor(nn.utils.get_total_norm(gradients)))):
             bad = non_finite_tensors(model)
             where = f"{bad[0]} holds NaN or infinity" if bad else "the weights are still finite"
             raise TrainingDiverged(f"step {state.global_step + 1}: the gradients are not finite; {where}. {REMEDY}")

@@ -101,6 +101,7 @@ class TrainingSettings(Settings):
     clip: Annotated[float, Field(gt=0)] = 1.0
     betas: tuple[float, float] = (0.9, 0.95)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    sharding: Literal["none", "fsdp2"] = "none"
     compile: bool = False
     gradient_checkpointing: bool = False
     log_every: Count = 10

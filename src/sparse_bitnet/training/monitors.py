@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
 from sparse_bitnet.nn.stored_settings import named_layers
 from sparse_bitnet.numerics.ternary import absmean_scale, scale_by_row, ternary_codes, weight_mask
+from sparse_bitnet.training.sharding import whole_tensor
 
 VALLEY = (0.25, 0.75)  # |weight| / scale around the rounding threshold of 0.5
 
@@ -38,7 +39,10 @@ class LayerReading:
 
 
 class MaskMonitor:
-    """Reads the layers of a model; remembers their masks, one bit a weight, to tell what flipped in between."""
+    """Reads the layers of a model; remembers their masks, one bit a weight, to tell what flipped in between.
+
+    A model that is split over processes is read by all of them, in step: each gathers a layer at a time.
+    """
 
     def __init__(self) -> None:
         self._masks: dict[str, Tensor] = {}
@@ -52,7 +56,7 @@ class MaskMonitor:
         return _weighted_mean(readings, sizes), readings
 
     def _read_layer(self, name: str, layer: SparseBitLinear) -> LayerReading:
-        weight = layer.weight.detach()
+        weight = whole_tensor(layer.weight.detach())
         mask = weight_mask(weight, layer.recipe, layer.parts)
         scale = absmean_scale(weight, layer.parts)
         zero = ternary_codes(weight, scale, layer.parts) == 0
@@ -72,10 +76,12 @@ class MaskMonitor:
 
 
 def non_finite_tensors(model: nn.Module) -> list[str]:
-    """Names of the parameters that hold NaN or infinity."""
+    """Names of the parameters that hold NaN or infinity; where they are split over processes, all take part."""
     names, parameters = zip(*model.named_parameters(), strict=True)
     device = parameters[0].device
-    sums = torch.stack([parameter.detach().sum(dtype=torch.float64).to(device) for parameter in parameters])
+    sums = torch.stack(
+        [whole_tensor(parameter.detach().sum(dtype=torch.float64)).to(device) for parameter in parameters]
+    )
     return [name for name, finite in zip(names, sums.isfinite().tolist(), strict=True) if not finite]
 
 

@@ -31,10 +31,11 @@ def describe_plan(config: TrainConfig) -> str:
     ternary = sum(layer.weight.numel() for _, layer in named_layers(model))
     training = config.training
     tokens = training.steps * training.batch_size * training.gradient_accumulation * training.block_size
+    holder = "a process" if training.sharding == "none" else "split over the processes"
     return (
         f"{config.to_yaml()}\n"
         f"parameters      {parameters:,}, of which {ternary:,} in sparse ternary layers\n"
         f"tokens          {tokens:,} on each process, {tokens / parameters:.3g} a parameter\n"
-        f"memory          {parameters * BYTES_A_PARAMETER / 2**30:.2f} GiB a process for weights, gradients and AdamW, "
+        f"memory          {parameters * BYTES_A_PARAMETER / 2**30:.2f} GiB {holder} for weights, gradients and AdamW, "
         f"and the activations on top"
     )

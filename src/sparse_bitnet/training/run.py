@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import logging as transformers_logging
 
-from sparse_bitnet.checkpoint.directory import whole_directory, write_text
+from sparse_bitnet.checkpoint.directory import read_json, whole_directory, write_text
 from sparse_bitnet.checkpoint.provenance import provenance
 from sparse_bitnet.corpus.documents import TextSource
 from sparse_bitnet.corpus.token_blocks import StreamedBlocks, TokenBlocks, prepare_tokens
-from sparse_bitnet.training.callback import SparseBitNetCallback
+from sparse_bitnet.training.callback import SparseBitNetCallback, TrainingDiverged
 from sparse_bitnet.training.config import TrainConfig
 from sparse_bitnet.training.console import ConsoleCallback
 from sparse_bitnet.training.model import build_model, build_tokenizer
+from sparse_bitnet.training.preemption import StopOnSigterm
+from sparse_bitnet.training.processes import (
+    failing_together,
+    first_process_first,
+    from_all_processes,
+    is_first_process,
+    join_processes,
+)
 from sparse_bitnet.training.trainer import Trainer, checkpoint_damage, checkpoints, newest_checkpoint
 
 MODEL, TOKENS = "model", "tokens"  # below output_dir, beside the checkpoints
@@ -30,15 +39,21 @@ CONFIG_FILE, METRICS_FILE, ENVIRONMENT_FILE = "config.yaml", "metrics.jsonl", "e
 
 @dataclass(frozen=True)
 class TrainResult:
-    """`model_directory` holds the latent checkpoint; `log` is the Trainer's history of log events."""
+    """`model_directory` holds the latent checkpoint; `log` is the Trainer's history of log events.
+
+    Not `complete`: SIGTERM stopped the run after `steps`, a checkpoint is saved, `model_directory` is not written.
+    """
 
     model_directory: Path
     steps: int
     log: list[dict[str, Any]]
+    complete: bool
 
 
 def train(config: TrainConfig, resume: str = "never") -> TrainResult:
-    """Train as `config` says and leave a latent checkpoint in `output_dir/model`.
+    """Train as `config` says and leave a latent checkpoint in `output_dir/model`; on all processes of torchrun.
+
+    SIGTERM ends the run early, after the step and with a checkpoint to resume from.
 
     resume  `never` refuses an output_dir that holds checkpoints; `auto` goes on from the newest whole one, or begins
             anew where there is none; a checkpoint directory goes on from that one
@@ -48,33 +63,54 @@ def train(config: TrainConfig, resume: str = "never") -> TrainResult:
     """
     transformers_logging.disable_progress_bar()
     root = Path(config.output_dir)
-    checkpoint = checkpoint_to_resume(root, resume)
-    source, validation_source = config.data.source(), validation_text(config)
-    for text in (source, validation_source):
-        if text is not None:
-            text.paths()  # a missing file is told before any work
-    root.mkdir(parents=True, exist_ok=True)
-    tokenizer = build_tokenizer(config, root, source, resumed=checkpoint is not None)
-    transformers.set_seed(config.training.seed)
-    model = build_model(config, tokenizer)
-    data = training_blocks(config, source, tokenizer, root / TOKENS)
-    validation = None
-    if validation_source is not None:
-        file = prepare_tokens(validation_source, tokenizer, root / TOKENS)
-        blocks = TokenBlocks(file, config.training.block_size, "the validation text")
-        validation = Subset(blocks, range(min(len(blocks), config.training.eval_blocks)))
-    _warn_of_changes(root / CONFIG_FILE, config, resumed=checkpoint is not None)
-    write_text(root / CONFIG_FILE, config.to_yaml())
-    write_text(root / ENVIRONMENT_FILE, json.dumps(provenance(), indent=2) + "\n")
-    trainer, console = _trainer(config, root, model, tokenizer, data, validation)
+    processes, first = join_processes().num_processes, is_first_process()
+    with failing_together():
+        check_sharding(config, processes)
+        source, validation_source = config.data.source(), validation_text(config)
+        for text in (source, validation_source):
+            if text is not None:
+                text.paths()  # a missing file is told before any work
+        checkpoint = checkpoint_to_resume(root, resume) if first else None
+    checkpoint = from_all_processes(checkpoint)[0]
+    with first_process_first():
+        root.mkdir(parents=True, exist_ok=True)
+        tokenizer = build_tokenizer(config, root, source, resumed=checkpoint is not None or not first)
+        transformers.set_seed(config.training.seed)
+        model = build_model(config, tokenizer)
+        data = training_blocks(config, source, tokenizer, root / TOKENS)
+        validation = None
+        if validation_source is not None:
+            file = prepare_tokens(validation_source, tokenizer, root / TOKENS)
+            blocks = TokenBlocks(file, config.training.block_size, "the validation text")
+            validation = Subset(blocks, range(min(len(blocks), config.training.eval_blocks)))
+        if first:
+            _describe_run(config, root, checkpoint, processes)
+    with failing_together():
+        trainer, console, stop = _trainer(config, root, model, tokenizer, data, validation)
     try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with stop:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except TrainingDiverged:
+        with failing_together():  # all processes find it, at the same step
+            raise
     finally:
         console.close()
-    if trainer.is_world_process_zero():
-        _export(trainer, root / MODEL)
-    trainer.accelerator.wait_for_everyone()
-    return TrainResult(root / MODEL, trainer.state.global_step, trainer.state.log_history)
+    complete = trainer.state.global_step >= trainer.state.max_steps
+    if complete:
+        with failing_together():
+            _export(trainer, root / MODEL)
+    return TrainResult(root / MODEL, trainer.state.global_step, trainer.state.log_history, complete)
+
+
+def check_sharding(config: TrainConfig, processes: int) -> None:
+    """ValueError where the run cannot be split as the settings or the launcher ask."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise ValueError("accelerate's FSDP is not used here: launch without it, and set training.sharding=fsdp2")
+    if config.training.sharding != "none" and processes == 1:
+        raise ValueError(
+            f"training.sharding={config.training.sharding} needs several processes and there is one: "
+            f"start with torchrun, or set training.sharding=none"
+        )
 
 
 def checkpoint_to_resume(root: Path, resume: str) -> Path | None:
@@ -118,11 +154,12 @@ def _trainer(
     tokenizer: PreTrainedTokenizerBase,
     data: Dataset[Any],
     validation: Dataset[Any] | None,
-) -> tuple[Trainer, ConsoleCallback]:
+) -> tuple[Trainer, ConsoleCallback, StopOnSigterm]:
     arguments = _arguments(config, root, evaluates=validation is not None)
+    arguments.ddp_find_unused_parameters = any("experts" in name for name, _ in model.named_parameters())
     settings = config.training
-    tokens_per_step = settings.block_size * settings.batch_size * settings.gradient_accumulation * arguments.world_size
-    console = ConsoleCallback(tokens_per_step)
+    console = ConsoleCallback(_tokens_per_step(config, arguments.world_size))
+    stop = StopOnSigterm()
     quantised = config.recipe.values != "full"
     callback = SparseBitNetCallback(
         schedule=config.pattern_schedule(),
@@ -135,11 +172,12 @@ def _trainer(
         train_dataset=data,
         eval_dataset=validation,
         processing_class=tokenizer,
-        callbacks=[callback, console],
+        callbacks=[callback, console, stop],
+        sharding=settings.sharding,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    return trainer, console
+    return trainer, console, stop
 
 
 def _arguments(config: TrainConfig, root: Path, evaluates: bool) -> TrainingArguments:
@@ -150,7 +188,7 @@ def _arguments(config: TrainConfig, root: Path, evaluates: bool) -> TrainingArgu
     known = {field.name for field in fields(TrainingArguments)}  # renamed in the course of transformers 5
     option = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
     checkpointing: dict[str, Any] = {option: True} if settings.gradient_checkpointing else {}
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(root),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,
@@ -180,20 +218,54 @@ def _arguments(config: TrainConfig, root: Path, evaluates: bool) -> TrainingArgu
         disable_tqdm=True,
         **checkpointing,
     )
+    if arguments.n_gpu > 1:  # Trainer would take them all by DataParallel, and as many times the batch
+        count = arguments.n_gpu
+        print(f"1 of {count} GPUs is used: start with torchrun --nproc-per-node {count} to use all", flush=True)
+        arguments._n_gpu = 1
+    return arguments
 
 
 def _export(trainer: Trainer, directory: Path) -> None:
-    """Write the latent checkpoint, in place of the one of an earlier, shorter run."""
+    """Write the latent checkpoint, in place of the one of an earlier, shorter run; every process takes part."""
+    if not is_first_process():
+        return trainer.save_model(str(directory))  # writes nothing
     with whole_directory(directory, replace=True) as staging:
         trainer.save_model(str(staging))
         (staging / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle of this machine's settings
 
 
-def _warn_of_changes(file: Path, config: TrainConfig, resumed: bool) -> None:
+def _describe_run(config: TrainConfig, root: Path, checkpoint: Path | None, processes: int) -> None:
+    """Write settings and environment; tell how a resumed run differs from what it was."""
+    tokens = _tokens_per_step(config, processes)
+    if checkpoint is not None:
+        _warn_of_changes(root / CONFIG_FILE, config)
+        _warn_of_other_batch(checkpoint.parent / ENVIRONMENT_FILE, tokens)
+    environment = {**provenance(), "processes": processes, "tokens_per_step": tokens}
+    write_text(root / CONFIG_FILE, config.to_yaml())
+    write_text(root / ENVIRONMENT_FILE, json.dumps(environment, indent=2) + "\n")
+
+
+def _tokens_per_step(config: TrainConfig, processes: int) -> int:
+    settings = config.training
+    return settings.block_size * settings.batch_size * settings.gradient_accumulation * processes
+
+
+def _warn_of_changes(file: Path, config: TrainConfig) -> None:
     """Tell which settings differ from those that the resumed run began with."""
-    if not resumed or not file.exists():
+    if not file.exists():
         return
     before, now = file.read_text(encoding="utf-8").splitlines(), config.to_yaml().splitlines()
     changed = sorted(line.strip() for line in set(now) - set(before))
     if changed:
         print(f"changed since the run began: {', '.join(changed)}", flush=True)
+
+
+def _warn_of_other_batch(file: Path, tokens: int) -> None:
+    """Tell of another number of tokens a step: the place in the data is counted in steps."""
+    before = read_json(file).get("tokens_per_step", tokens) if file.exists() else tokens
+    if before != tokens:
+        print(
+            f"tokens a step were {before:,} and are {tokens:,}: the run goes on elsewhere in the data; "
+            f"batch_size x gradient_accumulation x processes keeps the place if it stays the same",
+            flush=True,
+        )

@@ -1,21 +1,32 @@
-"""The Hugging Face Trainer, with checkpoints that are there whole or not at all."""
+"""The Hugging Face Trainer, with checkpoints that are whole or not there, and the same on any number of processes."""
 
 from __future__ import annotations
 
+import math
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import DefaultFlowCallback, TrainerCallback
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from sparse_bitnet.checkpoint.directory import check_directory, publish_directory, read_json, remove_directory
 from sparse_bitnet.training.callback import REMEDY, SparseBitNetCallback, TrainingDiverged, looks_for_nan
 from sparse_bitnet.training.monitors import first_non_finite_module
+from sparse_bitnet.training.preemption import StopOnSigterm
+from sparse_bitnet.training.processes import failing_together, from_all_processes, on_any_process
+from sparse_bitnet.training.sharding import (
+    shard_model,
+    split_optimizer_state,
+    whole_optimizer_state,
+    whole_tensor,
+    whole_weights,
+)
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 INCOMPLETE = ".incomplete"  # where a checkpoint grows until it gets its name
@@ -26,11 +37,19 @@ class Trainer(transformers.Trainer):
 
     Old checkpoints go only after the new one has its name. A loss that is not finite stops training with the step and
     the first layer that produced it. `SparseBitNetCallback` moves in front of the loggers, which so see its readings.
+
+    sharding  `fsdp2` splits weights, gradients and optimizer state over the processes. This is done here and not by the
+              FSDP plugin of accelerate, which turns into DDP on CPUs, hands bf16 weights to the layers, and writes
+              checkpoints that only FSDP reads; ours are those of one process.
     """
 
     _staging: Path | None = None
+    model: Any  # None for a moment only, transformers says Optional; so are these
+    optimizer: Any
+    lr_scheduler: Any
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, sharding: Literal["none", "fsdp2"] = "none", **kwargs: Any) -> None:
+        self.sharded = sharding == "fsdp2"
         super().__init__(*args, **kwargs)
         self.callback_handler.callbacks.sort(key=_turn)
         if self.is_world_process_zero():
@@ -38,11 +57,54 @@ class Trainer(transformers.Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if looks_for_nan(self.state, loss.device) and not bool(torch.isfinite(loss)):
-            name = first_non_finite_module(model, self._prepare_inputs(inputs))
+        if looks_for_nan(self.state, loss.device) and on_any_process(not bool(torch.isfinite(loss))):
+            name = first_non_finite_module(self.model, self._prepare_inputs(inputs))
+            found = from_all_processes((loss.item(), name))
+            value, name = next((value, name) for value, name in found if not math.isfinite(value))
             where = f"{name} is the first layer whose output is not finite" if name else "every layer is finite"
-            raise TrainingDiverged(f"step {self.state.global_step + 1}: the loss is {loss.item()}; {where}. {REMEDY}")
+            raise TrainingDiverged(f"step {self.state.global_step + 1}: the loss is {value}; {where}. {REMEDY}")
         return loss
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.sharded:  # accelerate adds autocast and torch.compile, not DDP
+            prepare = self.accelerator.prepare_model
+            self.accelerator.prepare_model = lambda model, *_, **__: prepare(
+                model, device_placement=False, evaluation_mode=True
+            )
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        if self.sharded and self.optimizer is None:
+            shard_model(self.model, self.args.device)
+        return super().create_optimizer(*args, **kwargs)
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm: Any = super()._clip_grad_norm(model)
+        return whole_tensor(norm)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.sharded:
+            return super().save_model(output_dir, _internal_call)
+        weights = whole_weights(self.model)
+        with failing_together():
+            if self.args.should_save:
+                self._save(output_dir, state_dict=weights)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.sharded:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        state = whole_optimizer_state(self.optimizer)
+        with failing_together():
+            if self.args.should_save:
+                torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+                torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.sharded or checkpoint is None:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, mmap=True, weights_only=True)
+        self.optimizer.load_state_dict(split_optimizer_state(state, self.optimizer))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
@@ -52,11 +114,12 @@ class Trainer(transformers.Trainer):
         name = f"checkpoint-{self.state.global_step}"
         self._staging = root / INCOMPLETE
         try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.is_world_process_zero():
-                publish_directory(self._staging / name, root / name)
-                remove_old_checkpoints(root, self.args.save_total_limit)
+            with failing_together():
+                super()._save_checkpoint(model, trial)
+            with failing_together():  # every process has written its own files
+                if self.is_world_process_zero():
+                    publish_directory(self._staging / name, root / name)
+                    remove_old_checkpoints(root, self.args.save_total_limit)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise OSError(f"{root / name} could not be saved ({error}): the checkpoints before it stand") from error
         finally:
@@ -66,8 +129,9 @@ class Trainer(transformers.Trainer):
 
 
 def _turn(callback: TrainerCallback) -> int:
-    """What decides whether to log and save comes first, then our readings and checks, then the loggers."""
-    return 0 if isinstance(callback, DefaultFlowCallback) else 1 if isinstance(callback, SparseBitNetCallback) else 2
+    """What decides whether to log, save and stop comes first, then our readings and checks, then the loggers."""
+    decides = isinstance(callback, DefaultFlowCallback | StopOnSigterm)
+    return 0 if decides else 1 if isinstance(callback, SparseBitNetCallback) else 2
 
 
 def checkpoints(root: Path) -> list[Path]:
