@@ -36,7 +36,6 @@ def train(model: nn.Module, run: nn.Module, step_weights: StepWeights | None) ->
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.key)
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch.compile does it itself
 def test_training_is_the_same_bit_for_bit(recipe: Recipe, compiled: bool) -> None:
     model = network(recipe)
     other = copy.deepcopy(model)

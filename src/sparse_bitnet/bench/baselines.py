@@ -32,6 +32,7 @@ def plain_effective_weight(weight: Tensor, pattern: NMPattern, dtype: torch.dtyp
 
 def exchange_for_plain(model: nn.Module, pattern: NMPattern) -> None:
     """Turn the layers that `prepare` would take into `PlainLinear`, in place."""
+    kind = type("PlainLinear", (PlainLinear,), {"pattern": pattern})
     for name, module in model.named_modules():
         if type(module) is nn.Linear and name.rpartition(".")[2] != "lm_head":
-            module.__class__ = type("PlainLinear", (PlainLinear,), {"pattern": pattern})
+            module.__class__ = kind

@@ -1,8 +1,10 @@
-"""`bench train`: tokens a second of whole optimizer steps, of the same model with three kinds of linear layers.
+"""`bench train`: tokens a second of whole optimizer steps, of the same model with several kinds of linear layers.
 
 dense  `nn.Linear`, bf16 arithmetic over fp32 masters, compiled
 plain  the method as it is usually written in PyTorch (see baselines.py), not compiled; `plain-compiled`: compiled
 ours   `SparseBitLinear` with effective weights made once a step, compiled
+
+Under torchrun each process has a GPU and its own tokens: DDP, or FSDP2.
 """
 
 from __future__ import annotations
@@ -10,9 +12,10 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -26,6 +29,8 @@ from sparse_bitnet.recipe import Recipe
 from sparse_bitnet.training.compilation import compile_blocks
 from sparse_bitnet.training.fused_loss import ONLY_THE_LOSS, fused_loss_obstacle, logits_budget
 from sparse_bitnet.training.presets import preset_config
+from sparse_bitnet.training.processes import join_processes
+from sparse_bitnet.training.sharding import shard_model
 
 SYSTEMS = ("dense", "plain", "plain-compiled", "ours")
 WARM_UP = 3
@@ -42,6 +47,7 @@ class TrainBench:
     accumulation: int = 1
     vocabulary: int = 151_936
     gradient_checkpointing: bool = False
+    sharding: Literal["none", "fsdp2"] = "none"
     systems: tuple[str, ...] = ("dense", "plain", "ours")
     steps: int = 8
     rounds: int = 2
@@ -49,6 +55,7 @@ class TrainBench:
 
     @property
     def tokens(self) -> int:
+        """Of one process in one step."""
         return self.batch * self.sequence * self.accumulation
 
 
@@ -57,6 +64,7 @@ def bench_train(bench: TrainBench, device: torch.device) -> dict[str, Any]:
 
     ValueError for an unknown system, or where a kernel is not equal to its reference: then no speed is told.
     """
+    processes = join_processes().num_processes
     unknown = set(bench.systems) - set(SYSTEMS)
     if unknown:
         raise ValueError(f"{sorted(unknown)[0]!r} is no system to measure: choose from {', '.join(SYSTEMS)}")
@@ -74,7 +82,7 @@ def bench_train(bench: TrainBench, device: torch.device) -> dict[str, Any]:
         rows.append(
             {
                 "system": system,
-                "tokens_per_second": bench.tokens / seconds,
+                "tokens_per_second": processes * bench.tokens / seconds,
                 "seconds_a_step": seconds,
                 "seconds_by_round": [each[system]["seconds"] for each in rounds],
                 "bytes_at_most": rounds[0][system]["bytes_at_most"],
@@ -87,7 +95,7 @@ def bench_train(bench: TrainBench, device: torch.device) -> dict[str, Any]:
         for row in rows:
             row["times_dense"] = base["seconds_a_step"] / row["seconds_a_step"]
             row["memory_over_dense"] = row["bytes_at_most"] / base["bytes_at_most"] if base["bytes_at_most"] else None
-    return {"settings": asdict(bench), "matmul_operations_per_second": rate, "systems": rows}
+    return {"settings": asdict(bench), "processes": processes, "matmul_operations_per_second": rate, "systems": rows}
 
 
 def _model(bench: TrainBench) -> PreTrainedModel:
@@ -105,9 +113,8 @@ def _measure(bench: TrainBench, system: str, device: torch.device, dtype: torch.
     with device:
         model = _model(bench)
     recipe = Recipe(bench.pattern)
-    step_weights = None
     if system == "ours":
-        step_weights = StepWeights(prepare(model, recipe), dtype)
+        prepare(model, recipe)
     elif system != "dense":
         exchange_for_plain(model, recipe.pattern)
     arguments = _arguments(model, bench)
@@ -116,6 +123,8 @@ def _measure(bench: TrainBench, system: str, device: torch.device, dtype: torch.
         (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
     if system != "plain" and device.type == "cuda":
         compile_blocks(model)
+    run = _distributed(model, bench, device)
+    step_weights = StepWeights(model, dtype) if system == "ours" else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     tokens = torch.randint(0, bench.vocabulary, (bench.accumulation, bench.batch, bench.sequence), device=device)
     losses: list[torch.Tensor] = []
@@ -125,7 +134,7 @@ def _measure(bench: TrainBench, system: str, device: torch.device, dtype: torch.
             step_weights.refresh()
         for batch in tokens:
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                loss = model(input_ids=batch, labels=batch, use_cache=False, **arguments).loss / bench.accumulation
+                loss = run(input_ids=batch, labels=batch, use_cache=False, **arguments).loss / bench.accumulation
             loss.backward()
         losses.append(loss.detach())
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -140,6 +149,15 @@ def _measure(bench: TrainBench, system: str, device: torch.device, dtype: torch.
         "bytes_at_most": torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
         "first_loss": bench.accumulation * float(losses[0]),
     }
+
+
+def _distributed(model: PreTrainedModel, bench: TrainBench, device: torch.device) -> nn.Module:
+    if not dist.is_initialized():
+        return model
+    if bench.sharding == "fsdp2":
+        shard_model(model, device)
+        return model
+    return nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
 
 def _arguments(model: PreTrainedModel, bench: TrainBench) -> dict[str, Any]:

@@ -20,6 +20,7 @@ def train(
     accumulation: Annotated[int, typer.Option(min=1, help="Micro-batches an optimizer step.")] = 1,
     vocabulary: Annotated[int, typer.Option(min=2, help="Rows of embedding and head.")] = 151_936,
     gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing")] = False,
+    sharding: Annotated[str, typer.Option(help="Under torchrun: none is DDP, or fsdp2.")] = "none",
     systems: Annotated[str, typer.Option(help="Of dense, plain, plain-compiled, ours.")] = "dense,plain,ours",
     steps: Annotated[int, typer.Option(min=1, help="Steps that are timed, after a warm-up.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="How often all systems are measured.")] = 2,
@@ -30,13 +31,22 @@ def train(
     import torch
 
     from sparse_bitnet.bench.train import TrainBench, bench_train
+    from sparse_bitnet.training.processes import is_first_process, join_processes, leave_processes
 
+    if sharding not in ("none", "fsdp2"):
+        raise ValueError(f"--sharding {sharding}: choose none or fsdp2")
     bench = TrainBench(
-        preset, pattern, sequence, batch, accumulation, vocabulary, gradient_checkpointing,
+        preset, pattern, sequence, batch, accumulation, vocabulary, gradient_checkpointing, sharding,
         tuple(systems.split(",")), steps, rounds,
     )  # fmt: skip
-    result = bench_train(bench, torch.device(choose_device(device)))
-    print(f"{preset}, {pattern}, {bench.tokens:,} tokens a step")
+    joined = join_processes()
+    chosen = str(joined.device) if joined.num_processes > 1 else choose_device(device)
+    result = bench_train(bench, torch.device(chosen))
+    first = is_first_process()
+    leave_processes()
+    if not first:
+        return
+    print(f"{preset}, {pattern}, {result['processes'] * bench.tokens:,} tokens a step, {result['processes']} processes")
     print(f"{'system':<16}{'tokens/s':>10}{'ms a step':>11}{'x dense':>9}{'GiB':>8}{'of matmul rate':>16}")
     for row in result["systems"]:
         ratio = f"{row['times_dense']:.3f}" if "times_dense" in row else "-"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -60,7 +61,7 @@ class Operator:
                 continue
             reason = self._refusal(backend, *args)
             if reason is None:
-                return self._module(backend).run
+                return _module(self.package, backend).run
             refusals.append(f"{backend.name}: {reason}")
         raise RuntimeError(f"no backend can run {self.name}: {'; '.join(refusals)}")
 
@@ -71,13 +72,20 @@ class Operator:
 
     def obstacle(self, backend: Backend) -> str | None:
         """Why `backend` cannot run on this machine, whatever the arguments; None where it can."""
-        missing = [package for package in backend.needs if find_spec(package) is None]
-        if missing:
-            return f"needs the package {missing[0]}, which is not installed"
-        return self._module(backend).obstacle()
+        return _obstacle(self.package, backend)
 
     def _refusal(self, backend: Backend, *args: Any) -> str | None:
-        return self.obstacle(backend) or self._module(backend).supports(*args)
+        return self.obstacle(backend) or _module(self.package, backend).supports(*args)
 
-    def _module(self, backend: Backend) -> Any:
-        return import_module(f"{self.package}.{backend.name}")
+
+@cache  # the machine does not change, and to ask it takes as long as a kernel
+def _obstacle(package: str, backend: Backend) -> str | None:
+    missing = [needed for needed in backend.needs if find_spec(needed) is None]
+    if missing:
+        return f"needs the package {missing[0]}, which is not installed"
+    return _module(package, backend).obstacle()
+
+
+@cache
+def _module(package: str, backend: Backend) -> Any:
+    return import_module(f"{package}.{backend.name}")

@@ -11,6 +11,7 @@ from torch import Tensor
 from sparse_bitnet.recipe import Activations
 
 SMALLEST_MAGNITUDE = 1e-5  # keeps the scale of an all-zero token finite
+SQUARE_ROOT_OF_7 = 2.6457512378692627  # as fp32 holds it
 
 
 def quantize_activation(x: Tensor, activations: Activations) -> tuple[Tensor, Tensor]:
@@ -25,7 +26,7 @@ def quantize_activation(x: Tensor, activations: Activations) -> tuple[Tensor, Te
         scale = _quotient(127.0, x.abs().amax(dim=-1, keepdim=True))
         return (x * scale).round().clamp(-128, 127).to(torch.int8), scale
     if activations == "int4":
-        scale = _quotient(7.0**0.5, x.abs().mean(dim=-1, keepdim=True, dtype=torch.float64).float())
+        scale = _quotient(SQUARE_ROOT_OF_7, x.abs().mean(dim=-1, keepdim=True, dtype=torch.float64).float())
         return (x * scale).round().clamp(-8, 7).to(torch.int8), scale
     raise ValueError(f"activations={activations!r} have no integer codes")
 
@@ -39,6 +40,10 @@ def fake_quantize_activation(x: Tensor, activations: Activations, dtype: torch.d
 
 
 def _quotient(number: float, magnitude: Tensor) -> Tensor:
-    """number / max(magnitude, 1e-5), correctly rounded; `number / tensor` would be number * (1 / tensor) in PyTorch."""
-    magnitude = magnitude.clamp(min=SMALLEST_MAGNITUDE)
-    return torch.full_like(magnitude, number) / magnitude
+    """number / max(magnitude, 1e-5) in fp32, correctly rounded, also where a compiler divides fp32 less well.
+
+    In fp64 every backend divides exactly rounded, and rounding that to fp32 is innocuous (53 >= 2 x 24 + 2 bits).
+    `number / tensor` would be number * (1 / tensor) in PyTorch.
+    """
+    magnitude = magnitude.clamp(min=SMALLEST_MAGNITUDE).double()
+    return (torch.full_like(magnitude, number) / magnitude).float()

@@ -103,6 +103,7 @@ class TrainingSettings(Settings):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     sharding: Literal["none", "fsdp2"] = "none"
     compile: bool = False
+    fused_loss: Literal["auto"] | bool = "auto"
     gradient_checkpointing: bool = False
     log_every: Count = 10
     save_every: Count = 100

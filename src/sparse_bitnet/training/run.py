@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from torch.utils.data import Dataset, Subset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import logging as transformers_logging
 
@@ -19,7 +18,9 @@ from sparse_bitnet.checkpoint.directory import read_json, whole_directory, write
 from sparse_bitnet.checkpoint.provenance import provenance
 from sparse_bitnet.corpus.documents import TextSource
 from sparse_bitnet.corpus.token_blocks import StreamedBlocks, TokenBlocks, prepare_tokens
+from sparse_bitnet.training.arguments import training_arguments
 from sparse_bitnet.training.callback import SparseBitNetCallback, TrainingDiverged
+from sparse_bitnet.training.compilation import compile_blocks
 from sparse_bitnet.training.config import TrainConfig
 from sparse_bitnet.training.console import ConsoleCallback
 from sparse_bitnet.training.model import build_model, build_tokenizer
@@ -155,9 +156,10 @@ def _trainer(
     data: Dataset[Any],
     validation: Dataset[Any] | None,
 ) -> tuple[Trainer, ConsoleCallback, StopOnSigterm]:
-    arguments = _arguments(config, root, evaluates=validation is not None)
-    arguments.ddp_find_unused_parameters = any("experts" in name for name, _ in model.named_parameters())
     settings = config.training
+    arguments = training_arguments(settings, root, model, evaluates=validation is not None)
+    if settings.compile:
+        compile_blocks(model)
     console = ConsoleCallback(_tokens_per_step(config, arguments.world_size))
     stop = StopOnSigterm()
     quantised = config.recipe.values != "full"
@@ -178,51 +180,6 @@ def _trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer, console, stop
-
-
-def _arguments(config: TrainConfig, root: Path, evaluates: bool) -> TrainingArguments:
-    settings = config.training
-    bf16 = settings.precision == "bf16" or (
-        settings.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    )
-    known = {field.name for field in fields(TrainingArguments)}  # renamed in the course of transformers 5
-    option = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
-    checkpointing: dict[str, Any] = {option: True} if settings.gradient_checkpointing else {}
-    arguments = TrainingArguments(
-        output_dir=str(root),
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": settings.final_learning_rate_share},
-        warmup_steps=settings.warmup_steps,
-        weight_decay=settings.weight_decay,
-        adam_beta1=settings.betas[0],
-        adam_beta2=settings.betas[1],
-        max_grad_norm=settings.clip,
-        bf16=bf16,
-        torch_compile=settings.compile,
-        logging_steps=settings.log_every,
-        logging_nan_inf_filter=False,  # a NaN is to be seen, not averaged away
-        save_steps=settings.save_every,
-        save_total_limit=settings.keep_checkpoints,
-        eval_strategy="steps" if evaluates else "no",
-        eval_steps=settings.eval_every,
-        prediction_loss_only=True,
-        report_to=settings.report_to or "none",
-        seed=settings.seed,
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=True,
-        **checkpointing,
-    )
-    if arguments.n_gpu > 1:  # Trainer would take them all by DataParallel, and as many times the batch
-        count = arguments.n_gpu
-        print(f"1 of {count} GPUs is used: start with torchrun --nproc-per-node {count} to use all", flush=True)
-        arguments._n_gpu = 1
-    return arguments
 
 
 def _export(trainer: Trainer, directory: Path) -> None:

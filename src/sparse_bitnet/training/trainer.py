@@ -17,6 +17,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from sparse_bitnet.checkpoint.directory import check_directory, publish_directory, read_json, remove_directory
 from sparse_bitnet.training.callback import REMEDY, SparseBitNetCallback, TrainingDiverged, looks_for_nan
+from sparse_bitnet.training.fused_loss import logits_budget
 from sparse_bitnet.training.monitors import first_non_finite_module
 from sparse_bitnet.training.preemption import StopOnSigterm
 from sparse_bitnet.training.processes import failing_together, from_all_processes, on_any_process
@@ -64,6 +65,11 @@ class Trainer(transformers.Trainer):
             where = f"{name} is the first layer whose output is not finite" if name else "every layer is finite"
             raise TrainingDiverged(f"step {self.state.global_step + 1}: the loss is {value}; {where}. {REMEDY}")
         return loss
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if self.args.use_liger_kernel:
+            inputs = {**inputs, **logits_budget(self.model, inputs["input_ids"].numel())}
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()

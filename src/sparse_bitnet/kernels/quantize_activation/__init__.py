@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from sparse_bitnet.kernels.dispatch import Backend, Operator
+from sparse_bitnet.kernels.dispatch import FORCE_VARIABLE, Backend, Operator
+from sparse_bitnet.numerics import activation
 from sparse_bitnet.numerics.ste import activation_gradient
 from sparse_bitnet.recipe import Activations
 
@@ -15,9 +17,15 @@ OPERATOR = Operator(__name__, (Backend("gpu_triton", needs=("triton",)), Backend
 
 
 def fake_quantize_activation(x: Tensor, activations: Activations, dtype: torch.dtype) -> Tensor:
-    """`numerics.activation.fake_quantize_activation` by the best backend; its gradient passes straight through."""
+    """`numerics.activation.fake_quantize_activation` by the best backend; its gradient passes straight through.
+
+    torch.compile sees the plain mathematics and fuses it with the norm or the product before it: as fast on a GPU as
+    the kernel, without a call from Python for each layer. A forced backend is called there too.
+    """
     if activations == "none":
         return x.to(dtype)
+    if torch.compiler.is_compiling() and not os.environ.get(FORCE_VARIABLE):
+        return _FakeQuantize.apply(x, activations, dtype)  # type: ignore[no-any-return]
     return _fake_quantize_activation(x, activations, dtype)
 
 
@@ -40,3 +48,14 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
 
 
 _fake_quantize_activation.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, activations: Activations, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = x.dtype
+        return activation.fake_quantize_activation(x, activations, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return _backward(ctx, gradient)

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparse_bitnet.numerics.activation import SMALLEST_MAGNITUDE
+from sparse_bitnet.numerics.activation import SMALLEST_MAGNITUDE, SQUARE_ROOT_OF_7
 from sparse_bitnet.recipe import Activations
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -63,8 +63,8 @@ def _launch(x: Tensor, activations: Activations, out: Tensor, scale: Tensor, cod
     block = min(triton.next_power_of_2(width), LARGEST_BLOCK)
     with torch.cuda.device_of(x):
         _quantize_token[(x.numel() // width,)](
-            x, out, scale, width,
-            BLOCK=block, HOLDS=width <= block, INT8=activations == "int8", CODES=codes, SMALLEST=SMALLEST_MAGNITUDE,
+            x, out, scale, width, SMALLEST_MAGNITUDE, SQUARE_ROOT_OF_7,
+            BLOCK=block, HOLDS=width <= block, INT8=activations == "int8", CODES=codes,
             num_warps=max(1, min(16, block // 512)), enable_fp_fusion=False,
         )  # fmt: skip
 
@@ -98,7 +98,8 @@ def _code(value, factor, INT8: tl.constexpr):
 @triton.jit
 def _quantize_token(
     x, out, scale, width,
-    BLOCK: tl.constexpr, HOLDS: tl.constexpr, INT8: tl.constexpr, CODES: tl.constexpr, SMALLEST: tl.constexpr,
+    SMALLEST: tl.constexpr, ROOT: tl.constexpr,
+    BLOCK: tl.constexpr, HOLDS: tl.constexpr, INT8: tl.constexpr, CODES: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     x, out = x + token * width, out + token * width
@@ -113,7 +114,7 @@ def _quantize_token(
     if INT8:
         magnitude, number = tl.max(magnitudes, axis=0), 127.0
     else:
-        magnitude, number = (tl.sum(magnitudes, axis=0) / width).to(tl.float32), 2.6457512378692627  # sqrt(7), in fp32
+        magnitude, number = (tl.sum(magnitudes, axis=0) / width).to(tl.float32), ROOT
     magnitude = tl.where(magnitude < SMALLEST, SMALLEST, magnitude)
     factor = tl.div_rn(tl.full([], number, tl.float32), magnitude)
     inverse = tl.div_rn(tl.full([], 1.0, tl.float32), factor)
