@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -132,10 +133,11 @@ def _measure(bench: TrainBench, system: str, device: torch.device, dtype: torch.
     def step() -> None:
         if step_weights is not None:
             step_weights.refresh()
-        for batch in tokens:
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                loss = run(input_ids=batch, labels=batch, use_cache=False, **arguments).loss / bench.accumulation
-            loss.backward()
+        for index, batch in enumerate(tokens):
+            with _gradients_stay_here(run) if index < bench.accumulation - 1 else nullcontext():
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    loss = run(input_ids=batch, labels=batch, use_cache=False, **arguments).loss / bench.accumulation
+                loss.backward()
         losses.append(loss.detach())
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -157,7 +159,13 @@ def _distributed(model: PreTrainedModel, bench: TrainBench, device: torch.device
     if bench.sharding == "fsdp2":
         shard_model(model, device)
         return model
-    return nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    here = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=here, gradient_as_bucket_view=True)
+
+
+def _gradients_stay_here(run: nn.Module) -> AbstractContextManager[None]:
+    """What DDP does between the micro-batches of a step, as Trainer has it do."""
+    return run.no_sync() if isinstance(run, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
 def _arguments(model: PreTrainedModel, bench: TrainBench) -> dict[str, Any]:
