@@ -110,7 +110,6 @@ def _measure(bench: TrainBench, system: str, device: torch.device, dtype: torch.
     torch.compiler.reset()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
     with device:
         model = _model(bench)
     recipe = Recipe(bench.pattern)
@@ -145,6 +144,8 @@ def _measure(bench: TrainBench, system: str, device: torch.device, dtype: torch.
 
     for _ in range(WARM_UP):
         step()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     seconds = [_seconds(step, device) for _ in range(bench.steps)]
     return {
         "seconds": statistics.median(seconds),
