@@ -98,6 +98,30 @@ def test_the_figures_of_the_readme_are_those_of_the_result_file() -> None:
     assert [row for row in rows if row not in README] == []
 
 
+def test_the_speeds_of_the_readme_are_those_of_the_result_files() -> None:
+    results = {file.stem: json.loads(file.read_text()) for file in (ROOT / "benchmarks" / "results").glob("*.json")}
+    assert all({"command", "commit", "versions", "seed", "gpus"} <= set(result) for result in results.values())
+    systems = results["train-0.5b-h200"]["systems"]
+    rows = [
+        f"| {row['tokens_per_second']:,.0f} | {row['times_dense']:.3f} | {row['bytes_at_most'] / 2**30:.1f} |"
+        for row in systems
+    ]
+    assert len(rows) == 4
+    assert [row for row in rows if row not in README] == []
+    rate = {name: result["systems"][-1]["tokens_per_second"] for name, result in results.items() if "systems" in result}
+    several = rate["train-0.5b-2-gpus-h200"] / rate["train-0.5b-1-gpu-h200"]
+    short = rate["train-0.5b-2-gpus-no-accumulation-h200"] / rate["train-0.5b-h200"]
+    split = results["train-0.5b-2-gpus-fsdp2-h200"]["systems"][1]["times_dense"]
+    kernel = next(row for row in results["kernels-h200"]["kernels"] if row["pattern"] == "6:8")
+    told = " ".join(README.split())
+    assert (
+        f"is {several:.2f} times that of one with 65,536 tokens a GPU and step in 4 micro-batches, {short:.2f}" in told
+    )
+    assert f"`fsdp2` runs at {split:.2f} of the speed of dense" in told
+    assert f"takes {kernel['ms']:.3f} ms, {100 * kernel['share_of_copy_bandwidth']:.0f} % of the bandwidth" in told
+    assert f"take {kernel['times_plain']:.0f} times as long" in told
+
+
 def test_the_commands_of_the_readme_run(tmp_path: Path, documents: list[str]) -> None:
     """Word for word, in order, in one directory; only the settings are made small once `init` has written them."""
     corpus = tmp_path / "corpus"

@@ -15,6 +15,7 @@ from sparse_bitnet import _transformers_hook
 if TYPE_CHECKING:
     from sparse_bitnet.nn.packed_linear import PackedLinear
     from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
+    from sparse_bitnet.nn.step_weights import StepWeights
     from sparse_bitnet.nn.summary import Summary, summary
     from sparse_bitnet.nn.swap import convert, prepare, set_pattern
     from sparse_bitnet.recipe import NMPattern, Recipe
@@ -28,6 +29,7 @@ __all__ = [
     "Recipe",
     "SparseBitLinear",
     "SparseBitNetCallback",
+    "StepWeights",
     "Summary",
     "convert",
     "prepare",
@@ -41,6 +43,7 @@ _ROOMS = {
     "Recipe": "recipe",
     "SparseBitLinear": "nn.sparse_bit_linear",
     "SparseBitNetCallback": "training.callback",
+    "StepWeights": "nn.step_weights",
     "Summary": "nn.summary",
     "convert": "nn.swap",
     "prepare": "nn.swap",

@@ -36,11 +36,12 @@ class SparseBitNetCallback(TrainerCallback):
     weight_decay_until  share of the steps at which the weight decay, falling in a line, has reached 0; None keeps it
     metrics_file        JSON lines, one a log event, with the readings of every layer
 
-    With each log event it adds `pattern`, `flip_rate`, `zeros`, `zeros_natural`, `zeros_masked` and `polarisation`
-    (see `LayerReading`) to the logs and to `state.log_history`. A logger that stands before it among the callbacks, as
-    those of `report_to` do, does not see them: move the callback to the front of `trainer.callback_handler.callbacks`,
-    or use `sparse_bitnet.training.trainer.Trainer`, which does. Non-finite gradients stop training before the optimizer
-    uses them; non-finite weights before they are saved.
+    The layers' effective weights are made once an optimizer step (see `StepWeights`). With each log event the callback
+    adds `pattern`, `flip_rate`, `zeros`, `zeros_natural`, `zeros_masked` and `polarisation` (see `LayerReading`) to the
+    logs and to `state.log_history`. A logger that stands before it among the callbacks, as those of `report_to` do,
+    does not see them: move the callback to the front of `trainer.callback_handler.callbacks`, or use
+    `sparse_bitnet.training.trainer.Trainer`, which does. Non-finite gradients stop training before the optimizer uses
+    them; non-finite weights before they are saved.
     """
 
     def __init__(
