@@ -162,7 +162,7 @@ def edit_config(directory: Path, **changes: object) -> None:
         ({"version": 2}, "version 2 is unknown, this package reads version 1: upgrade sparse-bitnet"),
         ({"pattern": "9:8"}, "pattern 9:8: n must lie between 1 and m=8"),
         ({"pattern": "48:64"}, "m must lie between 2 and 32"),
-        ({"format": "i3"}, "format 'i3' is unknown: use one of i2"),
+        ({"format": "i3"}, "format 'i3' is unknown: use one of g4s3"),
         ({"values": "binary"}, "values='binary' is not one of ternary, sign, full"),
         ({"colour": "red"}, "unknown recipe setting 'colour'"),
         ({"pattern": "6:7"}, "in_features=64 is not a multiple of m=7 (model.layers.0.self_attn.q_proj, pattern 6:7)"),

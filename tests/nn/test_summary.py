@@ -39,7 +39,7 @@ def test_packed_figures_are_the_latent_ones_with_another_format() -> None:
     latent, packed = summary(model), summary(convert(model))
     assert [layer.zeros for layer in packed.layers] == [layer.zeros for layer in latent.layers]
     assert [layer.bits for layer in packed.layers] == [layer.bits for layer in latent.layers]
-    assert [layer.format for layer in packed.layers] == ["i2", "i2"]
+    assert [layer.format for layer in packed.layers] == ["g4", "g4"]
     assert packed.other_parameters == latent.other_parameters
 
 

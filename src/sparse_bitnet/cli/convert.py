@@ -13,7 +13,9 @@ from sparse_bitnet.cli.options import JsonFile, write_json
 def convert(
     model: Annotated[str, typer.Argument(help="Latent checkpoint, as `train` leaves it.")],
     output: Annotated[Path, typer.Argument(help="Directory to write; must not exist.")],
-    format: Annotated[str, typer.Option(help="i2: 2 bits a weight, any pattern; auto chooses.")] = "auto",
+    format: Annotated[
+        str, typer.Option(help="i2 (2 bits), t5 (1.6), g4 (1.5; 1.25 for sign 2:4 and 3:4); auto: g4, or i2.")
+    ] = "auto",
     dtype: Annotated[
         str, typer.Option(help="Of embedding, norms and head: float32, bfloat16, float16; auto keeps theirs.")
     ] = "auto",
@@ -27,6 +29,7 @@ def convert(
     from sparse_bitnet import summary
     from sparse_bitnet.checkpoint.directory import copy_tokenizer, whole_directory
     from sparse_bitnet.checkpoint.loading import open_model
+    from sparse_bitnet.formats import get_format
 
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise ValueError(f"--dtype {dtype} is not one of auto, float32, bfloat16, float16")
@@ -37,5 +40,6 @@ def convert(
         packed.save_pretrained(staging, max_shard_size=max_shard_size)
         copy_tokenizer(model, staging)
     figures = summary(packed)
+    print(f"format {get_format(figures.layers[0].format)}")
     print(f"{output}: {figures.weights:,} weights at {figures.bits:.2f} bits, {100 * figures.zeros:.1f} % zeros")
     write_json(json, figures.to_dict())
