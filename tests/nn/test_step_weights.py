@@ -116,3 +116,12 @@ def test_a_backward_pass_after_a_refresh_is_refused() -> None:
     step_weights.refresh()
     with pytest.raises(RuntimeError, match=r"modified.*inplace"):
         loss.backward()
+
+
+def test_a_weight_that_is_only_there_in_the_forward_pass_is_left_alone() -> None:
+    model = network(Recipe("6:8"))
+    first = model[0]
+    assert isinstance(first, SparseBitLinear)
+    first.weight.data = torch.empty(0)  # as ZeRO-3 leaves it
+    StepWeights(model).refresh()
+    assert first.step_weight is None

@@ -18,15 +18,13 @@ class StepWeights:
     optimizer step, and `release` at the end. A layer uses what it was given in training mode alone, where it computes
     in `dtype` (None: that of the weight), and, outside of torch.compile, which cannot look, while its weight is still
     the one that was read; else it reads its weight anew. Costs 2 bytes a weight in bf16, which the backward pass keeps
-    in any case. Left out are weights split over processes (FSDP2), which are there for the forward pass only.
+    in any case. Left out are weights split over processes, which are there for the forward pass only.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
         self.dtype = dtype
         self._layers = [
-            layer
-            for _, layer in named_layers(model)
-            if isinstance(layer, SparseBitLinear) and not isinstance(layer.weight, DTensor)
+            layer for _, layer in named_layers(model) if isinstance(layer, SparseBitLinear) and _is_whole(layer)
         ]
         self._scale: Tensor | None = None
 
@@ -51,3 +49,9 @@ class StepWeights:
         self._scale = None
         for layer in self._layers:
             layer.step_weight = None
+
+
+def _is_whole(layer: SparseBitLinear) -> bool:
+    """Whether the weight is here between forward passes: FSDP2 splits it, FSDP1 and ZeRO-3 leave a stump."""
+    shape = (layer.out_features, layer.in_features)
+    return layer.weight.shape == shape and not isinstance(layer.weight, DTensor)
