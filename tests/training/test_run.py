@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -221,6 +222,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert [line["step"] for line in lines] == list(range(1, 9))
     again = train(config, resume=str(tmp_path / "checkpoint-6"))
     assert_equal(weights(whole.model_directory), weights(again.model_directory))
+
+
+def test_a_run_that_had_done_all_its_steps_makes_none_more(settings: Settings) -> None:
+    """Also where it was killed after its last checkpoint and before it wrote the model."""
+    config = settings("training.steps=4")
+    first = train(config)
+    names, whole = {path.name for path in first.model_directory.iterdir()}, weights(first.model_directory)
+    shutil.rmtree(first.model_directory)
+    again = train(config, resume="auto")
+    assert (again.steps, again.complete) == (4, True)
+    assert [event["step"] for event in again.log if "loss" in event] == [1, 2, 3, 4]
+    assert {path.name for path in again.model_directory.iterdir()} == names
+    assert_equal(whole, weights(again.model_directory))
 
 
 KILLED_WHILE_IT_GROWS = """

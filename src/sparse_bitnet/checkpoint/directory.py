@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = (
@@ -61,6 +62,15 @@ def stored_tensor_names(files: list[Any]) -> set[str]:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} cannot be read ({error}): truncated or not safetensors, copy it again") from error
     return names
+
+
+def copy_model(source: Path, target: Path) -> None:
+    """Copy config, weights and tokenizer of one model directory to another, and nothing else that lies there."""
+    files = [source / CONFIG, source / GENERATION_CONFIG, source / INDEX, *weight_files(source)]
+    for file in files:
+        if file.exists():
+            shutil.copy2(file, target / file.name)
+    copy_tokenizer(source, target)
 
 
 def copy_tokenizer(source: Path | str, target: Path) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import transformers
 from torch.utils.data import Dataset, Subset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.utils import logging as transformers_logging
 
-from sparse_bitnet.checkpoint.directory import read_json, whole_directory, write_text
+from sparse_bitnet.checkpoint.directory import copy_model, read_json, whole_directory, write_text
 from sparse_bitnet.checkpoint.provenance import provenance
 from sparse_bitnet.corpus.documents import TextSource
 from sparse_bitnet.corpus.token_blocks import StreamedBlocks, TokenBlocks, prepare_tokens
@@ -73,6 +73,13 @@ def train(config: TrainConfig, resume: str = "never") -> TrainResult:
                 text.paths()  # a missing file is told before any work
         checkpoint = checkpoint_to_resume(root, resume) if first else None
     checkpoint = from_all_processes(checkpoint)[0]
+    if checkpoint is not None:
+        state = read_json(checkpoint / TRAINER_STATE_NAME)
+        if state["global_step"] >= config.training.steps:  # Trainer would make one step more
+            with failing_together():
+                if first:
+                    _export_checkpoint(checkpoint, root / MODEL)
+            return TrainResult(root / MODEL, state["global_step"], state["log_history"], complete=True)
     with first_process_first():
         root.mkdir(parents=True, exist_ok=True)
         tokenizer = build_tokenizer(config, root, source, resumed=checkpoint is not None or not first)
@@ -189,6 +196,12 @@ def _export(trainer: Trainer, directory: Path) -> None:
     with whole_directory(directory, replace=True) as staging:
         trainer.save_model(str(staging))
         (staging / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle of this machine's settings
+
+
+def _export_checkpoint(checkpoint: Path, directory: Path) -> None:
+    """Write the latent checkpoint of a run that had done all its steps, and perhaps not come to write it."""
+    with whole_directory(directory, replace=True) as staging:
+        copy_model(checkpoint, staging)
 
 
 def _describe_run(config: TrainConfig, root: Path, checkpoint: Path | None, processes: int) -> None:
