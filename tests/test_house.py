@@ -120,6 +120,15 @@ def test_the_speeds_of_the_readme_are_those_of_the_result_files() -> None:
     assert f"`fsdp2` runs at {split:.2f} of the speed of dense" in told
     assert f"takes {kernel['ms']:.3f} ms, {100 * kernel['share_of_copy_bandwidth']:.0f} % of the bandwidth" in told
     assert f"take {kernel['times_plain']:.0f} times as long" in told
+    share = {row["pattern"]: 100 * row["share_of_copy_bandwidth"] for row in results["kernels-h200"]["kernels"]}
+    assert f"{share['8:16']:.0f} % and {share['20:32']:.0f} %" in told
+    ours = next(row for row in systems if row["system"] == "ours")
+    assert f"at {ours['times_dense']:.2f} of the speed of dense layers" in told
+    curves = json.loads((ROOT / "experiments" / "results" / "two-processes-h200.json").read_text())
+    apart = curves["relative_difference_of_the_loss_from_one"]
+    first, whole, seed = apart["ddp"]["first_10_at_most"], apart["ddp"]["at_most"], apart["seed"]["at_most"]
+    assert f"to {100 * first:.3f} % over 10 steps and {100 * whole:.1f} % over 100" in told
+    assert f"another seed differs by {100 * seed:.1f} %" in told
 
 
 def test_the_commands_of_the_readme_run(tmp_path: Path, documents: list[str]) -> None:

@@ -88,11 +88,14 @@ def test_arithmetic_in_another_dtype_reads_the_weight_anew(layer: SparseBitLinea
         assert_fresh(layer)
 
 
-def test_another_pattern_is_seen_at_the_next_refresh() -> None:
+def test_another_pattern_is_seen_at_once_and_at_the_next_refresh() -> None:
     model = network(Recipe("8:8"))
+    other, x = copy.deepcopy(model), torch.randn(3, 64)
     step_weights = StepWeights(model)
     step_weights.refresh()
     set_pattern(model, "2:4")
+    set_pattern(other, "2:4")
+    assert torch.equal(model(x), other(x))
     step_weights.refresh()
     first = model[0]
     assert isinstance(first, SparseBitLinear) and first.step_weight is not None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparse_bitnet.recipe import NMPattern
+from sparse_bitnet.nn.stored_settings import named_layers
+from sparse_bitnet.nn.swap import prepare
+from sparse_bitnet.recipe import NMPattern, Recipe
 
 
 class PlainLinear(nn.Linear):
@@ -31,8 +35,8 @@ def plain_effective_weight(weight: Tensor, pattern: NMPattern, dtype: torch.dtyp
 
 
 def exchange_for_plain(model: nn.Module, pattern: NMPattern) -> None:
-    """Turn the layers that `prepare` would take into `PlainLinear`, in place."""
+    """Turn the layers that `prepare` takes into `PlainLinear`, in place."""
     kind = type("PlainLinear", (PlainLinear,), {"pattern": pattern})
-    for name, module in model.named_modules():
-        if type(module) is nn.Linear and name.rpartition(".")[2] != "lm_head":
-            module.__class__ = kind
+    prepared: list[Any] = [layer for _, layer in named_layers(prepare(model, Recipe(pattern)))]
+    for layer in prepared:
+        layer.__class__ = kind

@@ -54,8 +54,8 @@ FORMATS = {
         _format("g4s3", 1.25, "exactly 3 of 4 are not 0", _sign(NMPattern(3, 4)), g4.EXACTLY_THREE),
         _format("g4s2", 1.25, "exactly 2 of 4 are not 0", _sign(NMPattern(2, 4)), g4.EXACTLY_TWO),
         _format("g4", 1.5, "at most 2 of 4 are not 0", _at_most_two_of_four, g4.AT_MOST_TWO),
-        _format("i2", 2.0, "any pattern; the quickest to read", _always, i2),
-        _format("t5", 1.6, "any pattern; smaller than i2, slower to read", _always, t5),
+        _format("i2", 2.0, "any pattern", _always, i2),
+        _format("t5", 1.6, "any pattern", _always, t5),
     )
 }
 """In the order in which `auto` tries them."""

@@ -79,6 +79,7 @@ def set_pattern(model: nn.Module, pattern: NMPattern | str) -> None:
         pattern.check_width(layer.in_features, name)
     for layer in layers.values():
         layer.recipe = replace(layer.recipe, pattern=pattern)
+        layer.step_version = -1  # what was made for this step has the pattern before
     record_settings(model)
 
 

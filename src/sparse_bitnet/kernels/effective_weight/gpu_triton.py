@@ -13,7 +13,6 @@ group, M the power of two that holds them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,26 +25,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sparse_bitnet.kernels import triton_device
 from sparse_bitnet.numerics.ternary import SMALLEST_SCALE, Parts
 from sparse_bitnet.recipe import Recipe
 
 TILE = 8192  # weights a tile, padding included
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OUTPUT_DTYPES = (*WEIGHT_DTYPES, torch.int8)
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def obstacle() -> str | None:
-    if INTERPRETED or torch.cuda.is_available():
-        return None
-    return "torch finds no GPU"
+obstacle = triton_device.obstacle
 
 
 def supports(
     weights: Sequence[Tensor], recipe: Recipe, parts: Sequence[Parts], out: Sequence[Tensor], scale: Tensor
 ) -> str | None:
     for weight, target in zip(weights, out, strict=True):
-        if weight.device.type != "cuda" and not INTERPRETED:
+        if not triton_device.is_within_reach(weight):
             return f"the weight is on {weight.device.type}"
         if weight.dtype not in WEIGHT_DTYPES or weight.dtype != weights[0].dtype:
             return f"weights of {weight.dtype}; it takes {', '.join(map(str, WEIGHT_DTYPES))}, all of one kind"

@@ -19,8 +19,8 @@ OPERATOR = Operator(__name__, (Backend("gpu_triton", needs=("triton",)), Backend
 def fake_quantize_activation(x: Tensor, activations: Activations, dtype: torch.dtype) -> Tensor:
     """`numerics.activation.fake_quantize_activation` by the best backend; its gradient passes straight through.
 
-    torch.compile sees the plain mathematics and fuses it with the norm or the product before it: as fast on a GPU as
-    the kernel, without a call from Python for each layer. A forced backend is called there too.
+    torch.compile sees the plain mathematics, to fuse it with the norm or the product before it, and nothing is called
+    from Python for each layer. A forced backend is called there too.
     """
     if activations == "none":
         return x.to(dtype)

@@ -10,29 +10,22 @@ LARGEST_BLOCK is read twice, block by block. Shapes: T tokens, I in_features.
 
 from __future__ import annotations
 
-import os
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from sparse_bitnet.kernels import triton_device
 from sparse_bitnet.numerics.activation import SMALLEST_MAGNITUDE, SQUARE_ROOT_OF_7
 from sparse_bitnet.recipe import Activations
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST_BLOCK = 16384  # elements of a token that a program holds
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def obstacle() -> str | None:
-    if INTERPRETED or torch.cuda.is_available():
-        return None
-    return "torch finds no GPU"
+obstacle = triton_device.obstacle
 
 
 def supports(x: Tensor, activations: Activations, dtype: torch.dtype) -> str | None:
-    if x.device.type != "cuda" and not INTERPRETED:
+    if not triton_device.is_within_reach(x):
         return f"the activations are on {x.device.type}"
     for one in (x.dtype, dtype):
         if one not in DTYPES:
