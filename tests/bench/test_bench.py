@@ -54,6 +54,13 @@ def test_accumulation_and_checkpointing_keep_the_first_loss() -> None:
     assert TrainBench(batch=2, accumulation=3, **settings).tokens == 2 * 3 * 32
 
 
+def test_sparse_products_are_chosen_by_measurement() -> None:
+    settings = {"preset": "tiny", "sequence": 32, "vocabulary": 300, "steps": 1, "rounds": 1}
+    rows = bench_train(TrainBench(batch=1, systems=("ours", "sparse"), **settings), CPU)["systems"]
+    assert set(rows[1]["sparse_forward_gains"]) == {"192 x 192", "64 x 192", "512 x 192", "192 x 512"}
+    assert rows[1]["first_loss"] == pytest.approx(rows[0]["first_loss"], rel=1e-4)
+
+
 def test_a_system_that_is_not_known_is_refused() -> None:
     with pytest.raises(ValueError, match="'fast' is no system to measure: choose from dense, plain"):
         bench_train(TrainBench(systems=("dense", "fast")), CPU)

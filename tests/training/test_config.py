@@ -101,3 +101,10 @@ def test_files_that_are_no_settings_are_refused(tmp_path: Path) -> None:
         (tmp_path / "bad.yaml").write_text(content)
         with pytest.raises(ValueError, match=message):
             load_config(tmp_path / "bad.yaml", [])
+
+
+def test_sparse_forward_is_a_word_or_a_choice() -> None:
+    assert load_config(None, []).training.sparse_forward == "auto"
+    assert load_config(None, ["training.sparse_forward=true"]).training.sparse_forward is True
+    with pytest.raises(ValueError, match=r"training\.sparse_forward"):
+        load_config(None, ["training.sparse_forward=2:4"])

@@ -1,8 +1,9 @@
 """`bench train`: tokens a second of whole optimizer steps, of the same model with several kinds of linear layers.
 
-dense  `nn.Linear`, bf16 arithmetic over fp32 masters, compiled
-plain  the method as it is usually written in PyTorch (see baselines.py), not compiled; `plain-compiled`: compiled
-ours   `SparseBitLinear` with effective weights made once a step, compiled
+dense   `nn.Linear`, bf16 arithmetic over fp32 masters, compiled
+plain   the method as it is usually written in PyTorch (see baselines.py), not compiled; `plain-compiled`: compiled
+ours    `SparseBitLinear` with effective weights made once a step, compiled
+sparse  the same with forward products on sparse tensor cores, where they are measured to be faster
 
 Under torchrun each process has a GPU and its own tokens: DDP, or FSDP2.
 """
@@ -23,6 +24,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from sparse_bitnet.bench.baselines import exchange_for_plain
 from sparse_bitnet.bench.checks import check_kernels
 from sparse_bitnet.bench.timing import matmul_rate
+from sparse_bitnet.nn.sparse_forward import sparse_forward_gains
 from sparse_bitnet.nn.step_weights import StepWeights
 from sparse_bitnet.nn.stored_settings import named_layers
 from sparse_bitnet.nn.swap import prepare
@@ -33,7 +35,7 @@ from sparse_bitnet.training.presets import preset_config
 from sparse_bitnet.training.processes import join_processes
 from sparse_bitnet.training.sharding import shard_model
 
-SYSTEMS = ("dense", "plain", "plain-compiled", "ours")
+SYSTEMS = ("dense", "plain", "plain-compiled", "ours", "sparse")
 WARM_UP = 3
 
 
@@ -89,6 +91,7 @@ def bench_train(bench: TrainBench, device: torch.device) -> dict[str, Any]:
                 "bytes_at_most": rounds[0][system]["bytes_at_most"],
                 "share_of_matmul_rate": operations / seconds / rate,
                 "first_loss": rounds[0][system]["first_loss"],
+                "sparse_forward_gains": rounds[0][system]["sparse_forward_gains"],
             }
         )
     if "dense" in bench.systems:
@@ -113,7 +116,7 @@ def _measure(bench: TrainBench, system: str, device: torch.device, dtype: torch.
     with device:
         model = _model(bench)
     recipe = Recipe(bench.pattern)
-    if system == "ours":
+    if system in ("ours", "sparse"):
         prepare(model, recipe)
     elif system != "dense":
         exchange_for_plain(model, recipe.pattern)
@@ -124,7 +127,12 @@ def _measure(bench: TrainBench, system: str, device: torch.device, dtype: torch.
     if system != "plain" and device.type == "cuda":
         compile_blocks(model)
     run = _distributed(model, bench, device)
-    step_weights = StepWeights(model, dtype) if system == "ours" else None
+    step_weights = StepWeights(model, dtype) if system in ("ours", "sparse") else None
+    gains: dict[tuple[int, int], float] = {}
+    if system == "sparse" and step_weights is not None:
+        products = bench.accumulation * (2 if bench.gradient_checkpointing else 1)
+        gains = sparse_forward_gains(step_weights.shapes, recipe, bench.batch * bench.sequence, dtype, device, products)
+        step_weights.sparse_shapes = {shape for shape, gain in gains.items() if gain > 1}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     tokens = torch.randint(0, bench.vocabulary, (bench.accumulation, bench.batch, bench.sequence), device=device)
     losses: list[torch.Tensor] = []
@@ -151,6 +159,7 @@ def _measure(bench: TrainBench, system: str, device: torch.device, dtype: torch.
         "seconds": statistics.median(seconds),
         "bytes_at_most": torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
         "first_loss": bench.accumulation * float(losses[0]),
+        "sparse_forward_gains": {f"{rows} x {columns}": gain for (rows, columns), gain in gains.items()},
     }
 
 

@@ -1,4 +1,4 @@
-"""`sparse-bitnet bench train | kernels`"""
+"""`sparse-bitnet bench train | kernels | products`"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def train(
     vocabulary: Annotated[int, typer.Option(min=2, help="Rows of embedding and head.")] = 151_936,
     gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing")] = False,
     sharding: Annotated[str, typer.Option(help="Under torchrun: none is DDP, or fsdp2.")] = "none",
-    systems: Annotated[str, typer.Option(help="Of dense, plain, plain-compiled, ours.")] = "dense,plain,ours",
+    systems: Annotated[str, typer.Option(help="Of dense, plain, plain-compiled, ours, sparse.")] = "dense,plain,ours",
     steps: Annotated[int, typer.Option(min=1, help="Steps that are timed, after a warm-up.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="How often all systems are measured.")] = 2,
     device: Device = "auto",
@@ -84,6 +84,34 @@ def kernels(
             f"{100 * row['share_of_copy_bandwidth']:>17.1f} %{row['times_plain']:>17.1f}"
         )
     _write(json, {"kernels": measured}, seed=0)
+
+
+@app.command("products")
+def products(
+    shapes: Annotated[str, typer.Option(help="out_features x in_features, separated by commas.")] = (
+        "22016x2048,2048x11008,37888x3584,3584x18944,3584x3584"
+    ),
+    tokens: Annotated[str, typer.Option(help="Separated by commas.")] = "2048,8192,16384",
+    patterns: Annotated[str, typer.Option(help="n:m with n <= m - 2, separated by commas.")] = "2:4,6:8",
+    device: Device = "auto",
+    json: JsonFile = None,
+) -> None:
+    """Products of a layer with many tokens: on sparse tensor cores, in bf16, in fp8, and by cuSPARSELt."""
+    import torch
+
+    from sparse_bitnet.bench.products import bench_products
+
+    torch.manual_seed(0)
+    sizes = [(int(rows), int(columns)) for rows, _, columns in (shape.partition("x") for shape in shapes.split(","))]
+    target = torch.device(choose_device(device))
+    rows = bench_products(sizes, [int(count) for count in tokens.split(",")], patterns.split(","), target)
+    names = ("bf16", "fp8", "cusparselt", "ours", "bf16+", "fp8+", "ours+")
+    print(f"{'shape':<14}{'tokens':>7} {'n:m':<6}{''.join(f'{name:>11}' for name in names)} ms    of sparse peak")
+    for row in rows:
+        times = "".join(f"{row[key]:>11.4f}" if (key := f"{name}_ms") in row else f"{'-':>11}" for name in names)
+        shape = " x ".join(map(str, row["shape"]))
+        print(f"{shape:<14}{row['tokens']:>7} {row['pattern']:<6}{times}{100 * row['share_of_sparse_peak']:>14.1f} %")
+    _write(json, {"products": rows}, seed=0)
 
 
 def _write(json: Any, result: dict[str, Any], seed: int) -> None:

@@ -1,5 +1,22 @@
 """The same mathematics at speed: an op is a folder with its contract, a slow reference and one file a backend."""
 
-from sparse_bitnet.kernels import effective_weight, packed_linear, quantize_activation
+from sparse_bitnet.kernels import (
+    effective_weight,
+    packed_linear,
+    quantize_activation,
+    quantize_lifted,
+    sparse_product,
+    weight_fragments,
+)
 
-OPERATORS = (effective_weight.OPERATOR, quantize_activation.OPERATOR, packed_linear.OPERATOR)
+OPERATORS = tuple(
+    op.OPERATOR
+    for op in (
+        effective_weight,
+        quantize_activation,
+        weight_fragments,
+        quantize_lifted,
+        sparse_product,
+        packed_linear,
+    )
+)

@@ -80,10 +80,15 @@ class Operator:
 
 @cache  # the machine does not change, and to ask it takes as long as a kernel
 def _obstacle(package: str, backend: Backend) -> str | None:
-    missing = [needed for needed in backend.needs if find_spec(needed) is None]
+    missing = [needed for needed in backend.needs if not _is_installed(needed)]
     if missing:
         return f"needs the package {missing[0]}, which is not installed"
     return _module(package, backend).obstacle()
+
+
+def _is_installed(package: str) -> bool:
+    above = package.rpartition(".")[0]
+    return (not above or _is_installed(above)) and find_spec(package) is not None
 
 
 @cache

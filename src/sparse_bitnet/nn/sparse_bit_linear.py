@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from sparse_bitnet.kernels.effective_weight import effective_weight, with_latent_gradient
 from sparse_bitnet.kernels.quantize_activation import fake_quantize_activation
+from sparse_bitnet.nn.sparse_forward import sparse_linear
 from sparse_bitnet.numerics.ternary import Parts, quantize_weight
 from sparse_bitnet.recipe import Recipe
 
@@ -27,7 +28,9 @@ class SparseBitLinear(nn.Linear):
     recipe: Recipe
     parts: Parts
     step_weight: Tensor | None = None  # effective weight [O, I] of this optimizer step, see step_weights.py
-    step_version: int = -1  # of the latent weight that it was made from
+    step_fragments: Tensor | None = None  # the same for sparse tensor cores
+    step_row_scale: Tensor | None = None  # [O] or [1], of step_fragments
+    step_version: int = -1  # of the latent weight that they were made from
 
     def __init__(
         self,
@@ -58,14 +61,14 @@ class SparseBitLinear(nn.Linear):
         dtype, device = self.weight.dtype, input.device.type
         if device != "meta" and torch.is_autocast_enabled(device):  # torch refuses to say for meta
             dtype = torch.get_autocast_dtype(device)
-        weight = self._effective_weight(dtype)
-        return F.linear(fake_quantize_activation(input, self.recipe.activations, dtype), weight, self.bias)
-
-    def _effective_weight(self, dtype: torch.dtype) -> Tensor:
         made = self.step_weight
-        if made is not None and self.training and made.dtype == dtype and self._is_unchanged():
-            return with_latent_gradient(made, self.weight, self.recipe, self.parts)
-        return effective_weight(self.weight, self.recipe, self.parts, dtype)
+        if made is None or not self.training or made.dtype != dtype or not self._is_unchanged():
+            weight = effective_weight(self.weight, self.recipe, self.parts, dtype)
+        else:
+            weight = with_latent_gradient(made, self.weight, self.recipe, self.parts)
+            if self.step_fragments is not None and self.step_row_scale is not None:
+                return sparse_linear(input, weight, self.step_fragments, self.step_row_scale, self.bias, self.recipe)
+        return F.linear(fake_quantize_activation(input, self.recipe.activations, dtype), weight, self.bias)
 
     def _is_unchanged(self) -> bool:
         return torch.compiler.is_compiling() or self.weight._version == self.step_version

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from sparse_bitnet.checkpoint.directory import write_text
 from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
+from sparse_bitnet.nn.sparse_forward import Shape
 from sparse_bitnet.nn.step_weights import StepWeights
 from sparse_bitnet.nn.stored_settings import named_layers
 from sparse_bitnet.nn.swap import set_pattern
+from sparse_bitnet.recipe import Recipe
 from sparse_bitnet.training.monitors import MaskMonitor, non_finite_tensors
 from sparse_bitnet.training.schedules import PatternSchedule, falling_share
 from sparse_bitnet.training.sharding import whole_tensor
@@ -35,6 +38,8 @@ class SparseBitNetCallback(TrainerCallback):
     schedule            the pattern of every step; None leaves the pattern alone
     weight_decay_until  share of the steps at which the weight decay, falling in a line, has reached 0; None keeps it
     metrics_file        JSON lines, one a log event, with the readings of every layer
+    sparse_shapes       picks, from the shapes [O, I] of the layers, those whose forward products run on sparse tensor
+                        cores, at the beginning and with every new pattern; None picks none
 
     The layers' effective weights are made once an optimizer step (see `StepWeights`). With each log event the callback
     adds `pattern`, `flip_rate`, `zeros`, `zeros_natural`, `zeros_masked` and `polarisation` (see `LayerReading`) to the
@@ -49,10 +54,12 @@ class SparseBitNetCallback(TrainerCallback):
         schedule: PatternSchedule | None = None,
         weight_decay_until: float | None = None,
         metrics_file: Path | str | None = None,
+        sparse_shapes: Callable[[Collection[Shape], Recipe], Collection[Shape]] | None = None,
     ) -> None:
         self.schedule = schedule
         self.weight_decay_until = weight_decay_until
         self.metrics_file = None if metrics_file is None else Path(metrics_file)
+        self.sparse_shapes = sparse_shapes
         self.monitor = MaskMonitor()
         self._step_weights: StepWeights | None = None
 
@@ -65,6 +72,7 @@ class SparseBitNetCallback(TrainerCallback):
         self.monitor.read(kwargs["model"])
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         self._step_weights = StepWeights(kwargs["model"], dtype)
+        self._choose_sparse_shapes(kwargs["model"])
         if self.metrics_file is not None and state.is_world_process_zero:
             _drop_steps_after(self.metrics_file, state.global_step)
 
@@ -139,6 +147,12 @@ class SparseBitNetCallback(TrainerCallback):
         layers = (layer for _, layer in named_layers(model) if isinstance(layer, SparseBitLinear))
         if any(layer.recipe.pattern != wanted for layer in layers):
             set_pattern(model, wanted)
+            self._choose_sparse_shapes(model)
+
+    def _choose_sparse_shapes(self, model: nn.Module) -> None:
+        recipe = next((layer.recipe for _, layer in named_layers(model)), None)
+        if self.sparse_shapes is not None and self._step_weights is not None and recipe is not None:
+            self._step_weights.sparse_shapes = self.sparse_shapes(self._step_weights.shapes, recipe)
 
 
 def looks_for_nan(state: TrainerState, device: torch.device) -> bool:

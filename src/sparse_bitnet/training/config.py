@@ -104,6 +104,7 @@ class TrainingSettings(Settings):
     sharding: Literal["none", "fsdp2"] = "none"
     compile: bool = False
     fused_loss: Literal["auto"] | bool = "auto"
+    sparse_forward: Literal["auto"] | bool = "auto"
     gradient_checkpointing: bool = False
     log_every: Count = 10
     save_every: Count = 100

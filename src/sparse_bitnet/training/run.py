@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from torch.utils.data import Dataset, Subset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
@@ -32,6 +33,7 @@ from sparse_bitnet.training.processes import (
     is_first_process,
     join_processes,
 )
+from sparse_bitnet.training.sparse_forward import SparseForward
 from sparse_bitnet.training.trainer import Trainer, checkpoint_damage, checkpoints, newest_checkpoint
 
 MODEL, TOKENS = "model", "tokens"  # below output_dir, beside the checkpoints
@@ -174,6 +176,13 @@ def _trainer(
         schedule=config.pattern_schedule(),
         weight_decay_until=settings.weight_decay_until if quantised else None,
         metrics_file=root / METRICS_FILE,
+        sparse_shapes=SparseForward(
+            settings.sparse_forward,
+            tokens=settings.batch_size * settings.block_size,
+            products_per_step=settings.gradient_accumulation * (2 if settings.gradient_checkpointing else 1),
+            dtype=torch.bfloat16 if arguments.bf16 else torch.float32,
+            device=arguments.device,
+        ),
     )
     trainer = Trainer(
         model=model,

@@ -1,14 +1,16 @@
 """Per-token integer activations on a GPU, in one pass: a program holds a token, finds its scale and rounds it.
 
-Codes and scale are bit for bit those of the reference: the scale is a true quotient (`div_rn`; Triton's `/` is 2 ulp
-off) and no product is fused with a sum. Rounded back, a code is multiplied by 1 / scale, an ulp of fp32 from the
-reference, which divides: a division for each element took three times as long as a copy. A token longer than
-LARGEST_BLOCK is read twice, block by block. Shapes: T tokens, I in_features.
+Codes and scale, which `quantize_lifted` gives, are bit for bit those of the reference: the scale is a true quotient
+(`div_rn`; Triton's `/` is 2 ulp off) and no product is fused with a sum. Rounded back, a code is multiplied by
+1 / scale, an ulp of fp32 from the reference, which divides: a division for each element took three times as long as a
+copy. A token longer than LARGEST_BLOCK is read twice, block by block. Shapes: T tokens, I in_features.
 """
 
 # pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -36,30 +38,19 @@ def supports(x: Tensor, activations: Activations, dtype: torch.dtype) -> str | N
 def run(x: Tensor, activations: Activations, dtype: torch.dtype) -> Tensor:
     x = x.contiguous()
     out = torch.empty_like(x, dtype=dtype)
-    _launch(x, activations, out, out, codes=False)
+    if x.numel():
+        with torch.cuda.device_of(x):
+            _fake_quantize_token[(x.numel() // x.shape[-1],)](x, out, x.shape[-1], **settings(x.shape[-1], activations))
     return out
 
 
-def quantize(x: Tensor, activations: Activations) -> tuple[Tensor, Tensor]:
-    """The codes [..., I] int8 and the scale [..., 1] fp32 themselves."""
-    x = x.contiguous()
-    codes = torch.empty_like(x, dtype=torch.int8)
-    scale = torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device)
-    _launch(x, activations, codes, scale, codes=True)
-    return codes, scale
-
-
-def _launch(x: Tensor, activations: Activations, out: Tensor, scale: Tensor, codes: bool) -> None:
-    width = x.shape[-1]
-    if not x.numel():
-        return
+def settings(width: int, activations: Activations) -> dict[str, Any]:
+    """How a kernel that gives a program a token of this width is launched."""
     block = min(triton.next_power_of_2(width), LARGEST_BLOCK)
-    with torch.cuda.device_of(x):
-        _quantize_token[(x.numel() // width,)](
-            x, out, scale, width, SMALLEST_MAGNITUDE, SQUARE_ROOT_OF_7,
-            BLOCK=block, HOLDS=width <= block, INT8=activations == "int8", CODES=codes,
-            num_warps=max(1, min(16, block // 512)), enable_fp_fusion=False,
-        )  # fmt: skip
+    return {
+        "SMALLEST": SMALLEST_MAGNITUDE, "ROOT": SQUARE_ROOT_OF_7, "BLOCK": block, "HOLDS": width <= block,
+        "INT8": activations == "int8", "num_warps": max(1, min(16, block // 512)), "enable_fp_fusion": False,
+    }  # fmt: skip
 
 
 @triton.jit
@@ -69,7 +60,7 @@ def _round(x):
 
 
 @triton.jit
-def _load(x, column, width):
+def load_block(x, column, width):
     return tl.load(x + column, mask=column < width, other=0.0).to(tl.float32)
 
 
@@ -82,26 +73,23 @@ def _magnitude(value, INT8: tl.constexpr):
 
 
 @triton.jit
-def _code(value, factor, INT8: tl.constexpr):
+def code_of(value, factor, INT8: tl.constexpr):
     code = _round(value * factor)
     lowest, highest = (-128.0, 127.0) if INT8 else (-8.0, 7.0)
     return tl.where(code < lowest, lowest, tl.where(code > highest, highest, code))  # NaN stays NaN
 
 
 @triton.jit
-def _quantize_token(
-    x, out, scale, width,
-    SMALLEST: tl.constexpr, ROOT: tl.constexpr,
-    BLOCK: tl.constexpr, HOLDS: tl.constexpr, INT8: tl.constexpr, CODES: tl.constexpr,
+def token_scale(
+    held, x, width,
+    SMALLEST: tl.constexpr, ROOT: tl.constexpr, BLOCK: tl.constexpr, HOLDS: tl.constexpr, INT8: tl.constexpr,
 ):  # fmt: skip
-    token = tl.program_id(0).to(tl.int64)
-    x, out = x + token * width, out + token * width
-    held = _load(x, tl.arange(0, BLOCK), width)
+    """The scale of the token at x, whose first BLOCK elements are `held`."""
     magnitudes = _magnitude(held, INT8)
     if not HOLDS:
         first = BLOCK
         while first < width:
-            more = _magnitude(_load(x, first + tl.arange(0, BLOCK), width), INT8)
+            more = _magnitude(load_block(x, first + tl.arange(0, BLOCK), width), INT8)
             magnitudes = tl.maximum(magnitudes, more) if INT8 else magnitudes + more
             first += BLOCK
     if INT8:
@@ -109,14 +97,22 @@ def _quantize_token(
     else:
         magnitude, number = (tl.sum(magnitudes, axis=0) / width).to(tl.float32), ROOT
     magnitude = tl.where(magnitude < SMALLEST, SMALLEST, magnitude)
-    factor = tl.div_rn(tl.full([], number, tl.float32), magnitude)
-    inverse = tl.div_rn(tl.full([], 1.0, tl.float32), factor)
-    if CODES:
-        tl.store(scale + token, factor)
+    return tl.div_rn(tl.full([], number, tl.float32), magnitude)
+
+
+@triton.jit
+def _fake_quantize_token(
+    x, out, width,
+    SMALLEST: tl.constexpr, ROOT: tl.constexpr, BLOCK: tl.constexpr, HOLDS: tl.constexpr, INT8: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    x, out = x + token * width, out + token * width
+    held = load_block(x, tl.arange(0, BLOCK), width)
+    scale = token_scale(held, x, width, SMALLEST, ROOT, BLOCK, HOLDS, INT8)
+    inverse = tl.div_rn(tl.full([], 1.0, tl.float32), scale)
     first = 0
     while first < width:
         column = first + tl.arange(0, BLOCK)
-        code = _code(held if HOLDS else _load(x, column, width), factor, INT8)
-        value = code if CODES else code * inverse
-        tl.store(out + column, value.to(out.dtype.element_ty), mask=column < width)
+        code = code_of(held if HOLDS else load_block(x, column, width), scale, INT8)
+        tl.store(out + column, (code * inverse).to(out.dtype.element_ty), mask=column < width)
         first += BLOCK

@@ -1,0 +1,250 @@
+// The sparse product on Hopper's tensor cores. Compiled at run time by NVRTC, which defines RESULT (bf16 or f16) and
+// PER_ROW (whether each row has a scale and a bias of its own, or all have one scale and none a bias).
+//
+// y[t, o] = (sum over k of q[t, k] * codes[o, k]) * row_scale[o] / token_scale[t] + bias[o]
+//
+// q [T, K] int8 are lifted activations, codes [O, K] are ternary and 2:4 along K (see formats/windows.py). The weight is
+// operand A of wgmma.sp, m64n256k64, and comes as fragments of 2 bits a weight (see formats/fragments.py), which the
+// threads unpack in registers. What bounds a sparse product is shared memory: the tensor cores read 128 bytes of
+// activations a cycle, all that it gives, and whatever is written there comes on top. Hence the large tile of 256 tokens,
+// which two warpgroups multiply with 64 rows each, and the fragments, which are an eighth of the activations. A third
+// role, one warp, loads: CLUSTER blocks share their tokens, each loading its part of them for all.
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+constexpr int WARPGROUPS = 2;  // that multiply
+constexpr int CLUSTER = 2;     // blocks
+constexpr int STAGES = 4;      // in flight
+constexpr int ROWS = 64;       // of the weight, a warpgroup
+constexpr int TOKENS = 256;    // a tile
+constexpr int DEPTH = 128;     // lifted columns a stage, two instructions
+constexpr int SUMS = TOKENS / 2;  // a thread
+constexpr int FRAGMENT_BYTES = ROWS * DEPTH / 4;  // of a warpgroup
+constexpr int STAGE_BYTES = TOKENS * DEPTH + WARPGROUPS * FRAGMENT_BYTES;
+constexpr int RESULT_BYTES = TOKENS * ROWS * 2;  // of a warpgroup
+constexpr int BARRIERS = 0, FACTORS = 1024;
+constexpr int RESULTS = (FACTORS + WARPGROUPS * TOKENS * 8 + 1023) / 1024 * 1024;  // as the 128-byte swizzle needs
+constexpr int RING = RESULTS + WARPGROUPS * RESULT_BYTES;  // of stages: activations, then fragments
+constexpr int MAGIC_BITS = 0x4B400000;  // of MAGIC; plus an integer below 2^22, the bits of MAGIC plus it
+constexpr float MAGIC = 12582912.0f;
+
+struct alignas(64) TensorMap { u64 words[16]; };
+
+__device__ __forceinline__ void initialise(u32 barrier, u32 arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
+}
+
+__device__ __forceinline__ void expect(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void arrive_at(u32 barrier, u32 block) {
+    asm volatile(
+        "{\n .reg .b32 there;\n mapa.shared::cluster.u32 there, %0, %1;\n"
+        " mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier), "r"(block) : "memory");
+}
+
+__device__ __forceinline__ void wait(u32 barrier, u32 phase) {
+    asm volatile(
+        "{\n .reg .pred done;\n again:\n mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        " @!done bra again;\n}" ::"r"(barrier), "r"(phase) : "memory");
+}
+
+__device__ __forceinline__ void meet_cluster() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\n barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void meet_warpgroup(int warpgroup) {
+    asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
+}
+
+// d += a * b for 64 rows and 256 tokens over 64 lifted columns; d = a * b where `adds` is 0.
+#define EIGHT(i) \
+    "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]), "+r"(d[i + 6]), "+r"(d[i + 7])
+__device__ __forceinline__ void multiply(int (&d)[SUMS], const u32 (&a)[4], u64 tokens, u32 metadata, int adds) {
+    asm volatile(
+        "{\n .reg .pred adds;\n setp.ne.b32 adds, %134, 0;\n"
+        "wgmma.mma_async.sp.sync.aligned.m64n256k64.s32.s8.s8 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63,"
+        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79,"
+        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95,"
+        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111,"
+        "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127},"
+        "{%128, %129, %130, %131}, %132, %133, 0, adds;\n}"
+        : EIGHT(0), EIGHT(8), EIGHT(16), EIGHT(24), EIGHT(32), EIGHT(40), EIGHT(48), EIGHT(56), EIGHT(64), EIGHT(72), EIGHT(80), EIGHT(88), EIGHT(96), EIGHT(104), EIGHT(112), EIGHT(120)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "r"(metadata), "r"(adds));
+}
+#undef EIGHT
+
+// Tokens in shared memory, rows of 128 bytes in the 128-byte swizzle, eight rows a repeat.
+__device__ __forceinline__ u64 describe(u32 address) {
+    return (u64)((address & 0x3FFFF) >> 4) | (1ull << 16) | (u64)(1024 >> 4) << 32 | 1ull << 62;
+}
+
+// 16 values of 2 bits, 0, 1 and 2 for 0, +1 and -1, to the bytes of operand A: a table look-up by byte permutation.
+__device__ __forceinline__ void decode(u32 values, u32 (&a)[4]) {
+    constexpr u32 TABLE = 0x00FF0100;
+    u32 even = values & 0x33333333, odd = (values >> 2) & 0x33333333;
+    a[0] = __byte_perm(TABLE, 0, even);
+    a[1] = __byte_perm(TABLE, 0, even >> 16);
+    a[2] = __byte_perm(TABLE, 0, odd);
+    a[3] = __byte_perm(TABLE, 0, odd >> 16);
+}
+
+// The factors of two tokens. In order with the stores around it, so that it can be told to come early.
+__device__ __forceinline__ float4 load_two(u32 address) {
+    float4 two;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(two.x), "=f"(two.y), "=f"(two.z), "=f"(two.w)
+                 : "r"(address));
+    return two;
+}
+
+__device__ __forceinline__ u32 pair(float low, float high) {
+    u32 both;
+    asm("cvt.rn." RESULT "x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+
+extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, 1) __cluster_dims__(CLUSTER, 1, 1) sparse_product(
+    const __grid_constant__ TensorMap activations, const __grid_constant__ TensorMap result, const uint4* fragments,
+    const float* token_scale, const float* row_scale, const float* bias, int row_scales, int tokens, int out_features,
+    int groups, int stages, int row_tiles, int all_tiles) {
+    extern __shared__ __align__(1024) unsigned char memory[];
+    u32 shared = (u32)__cvta_generic_to_shared(memory);
+    u32 full = shared + BARRIERS, empty = full + 8 * STAGES;
+    int warpgroup = threadIdx.x / 128, thread = threadIdx.x % 128;
+    u32 block;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(block));
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < STAGES; ++stage) {
+            initialise(full + 8 * stage, 1);
+            initialise(empty + 8 * stage, 4 * WARPGROUPS * CLUSTER);  // a warp each
+        }
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    meet_cluster();
+    // A cluster takes every so manyth tile, in an order of rows before tokens: those at work at a time share tokens.
+    int first = blockIdx.x / CLUSTER, step = gridDim.x / CLUSTER;
+    int slot = 0;
+    u32 phase = 0;
+
+    if (warpgroup == WARPGROUPS) {
+        if (thread == 0) {
+            constexpr int PART = TOKENS / CLUSTER;
+            for (int tile = first; tile < all_tiles; tile += step) {
+                int token = tile / row_tiles * TOKENS + block * PART;
+                int group = (tile % row_tiles * CLUSTER + block) * WARPGROUPS;
+                for (int stage = 0; stage < stages; ++stage) {
+                    u32 target = shared + RING + slot * STAGE_BYTES, ready = full + 8 * slot;
+                    wait(empty + 8 * slot, phase ^ 1);
+                    expect(ready, STAGE_BYTES);
+                    asm volatile(
+                        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                        ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(target + block * PART * DEPTH),
+                        "l"(&activations), "r"(ready), "r"(stage * DEPTH), "r"(token),
+                        "h"((unsigned short)((1 << CLUSTER) - 1))
+                        : "memory");
+                    for (int i = 0; i < WARPGROUPS; ++i) {
+                        const uint4* source = fragments + ((size_t)min(group + i, groups - 1) * stages + stage) * 128;
+                        asm volatile(
+                            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+                                "r"(target + TOKENS * DEPTH + i * FRAGMENT_BYTES), "l"(source), "n"(FRAGMENT_BYTES),
+                            "r"(ready)
+                            : "memory");
+                    }
+                    if (++slot == STAGES) slot = 0, phase ^= 1;
+                }
+            }
+        }
+    } else {
+        int warp = thread / 32, lane = thread % 32;
+        u32 results = shared + RESULTS + warpgroup * RESULT_BYTES;
+        float2* factors = (float2*)(memory + FACTORS) + warpgroup * TOKENS;
+        int d[SUMS];
+        u32 a[4], b[4];
+        for (int tile = first; tile < all_tiles; tile += step) {
+            int token = tile / row_tiles * TOKENS;
+            int row = ((tile % row_tiles * CLUSTER + block) * WARPGROUPS + warpgroup) * ROWS;
+            // d[4j .. 4j + 3]: rows r, r, r + 8, r + 8 and tokens 8j + 2q, + 1, + 0, + 1; r = lane / 4, q = lane % 4
+            int one = row + 16 * warp + lane / 4, other = one + 8;
+            bool is_one = one < out_features, is_other = other < out_features;
+            float scale_one = row_scale[row_scales > 1 && is_one ? one : 0];
+            float scale_other = row_scale[row_scales > 1 && is_other ? other : 0];
+            float scale = PER_ROW ? 1.0f : row_scale[0];
+            float bias_one = bias && is_one ? bias[one] : 0, bias_other = bias && is_other ? bias[other] : 0;
+            float scale_of_token[TOKENS / 128];
+            for (int i = 0; i < TOKENS / 128; ++i)
+                scale_of_token[i] = token_scale[min(token + 128 * i + thread, tokens - 1)];
+            for (int stage = 0; stage < stages; ++stage) {
+                const unsigned char* here = memory + RING + slot * STAGE_BYTES;
+                u64 these = describe(shared + RING + slot * STAGE_BYTES);
+                wait(full + 8 * slot, phase);
+                uint4 words = ((const uint4*)(here + TOKENS * DEPTH + warpgroup * FRAGMENT_BYTES))[thread];
+                decode(words.y, a);
+                decode(words.w, b);
+                asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+                multiply(d, a, these, words.x, stage);
+                multiply(d, b, these + (DEPTH / 2 >> 4), words.z, 1);
+                asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+                if (stage == min(2, stages - 1)) {  // in the shadow of the product, and when the scales have arrived
+#pragma unroll
+                    for (int i = 0; i < TOKENS / 128; ++i) {
+                        // of 22 bits: MAGIC times it is exact, and (MAGIC + sum) * factor - MAGIC * factor rounds once
+                        float factor = __int_as_float(__float_as_int(scale / scale_of_token[i]) + 2 & ~3);
+                        factors[128 * i + thread] = make_float2(factor, -MAGIC * factor);
+                    }
+                }
+                asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+                if (lane < CLUSTER) arrive_at(empty + 8 * slot, lane);
+                if (++slot == STAGES) slot = 0, phase ^= 1;
+            }
+            for (int i = 0; i < SUMS; ++i) asm volatile("" : "+r"(d[i])::"memory");  // read after the wait, not before
+            if (thread == 0) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");  // of the tile before
+            meet_warpgroup(warpgroup);
+            u32 chunk = 2 * warp + lane / 8 % 2;  // of 8 rows, 16 bytes
+            u32 line = results + (8 * (lane / 16) + lane % 8) * 128 + ((chunk ^ (lane % 8)) << 4);
+            u32 factor = shared + FACTORS + (warpgroup * TOKENS + 2 * (lane % 4)) * 8;
+            float4 now[2] = {load_two(factor), load_two(factor + 64)}, next[2];
+#pragma unroll
+            for (int j = 0; j < TOKENS / 8; j += 2) {
+                u32 pairs[4];
+                if (j + 2 < TOKENS / 8) {
+                    next[0] = load_two(factor + 64 * (j + 2));
+                    next[1] = load_two(factor + 64 * (j + 3));
+                }
+#pragma unroll
+                for (int k = 0; k < 2; ++k) {
+                    float sums[4];
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        float sum = __int_as_float(d[4 * (j + k) + i] + MAGIC_BITS);
+                        sums[i] = fmaf(sum, i % 2 ? now[k].z : now[k].x, i % 2 ? now[k].w : now[k].y);
+                        float scale_here = i < 2 ? scale_one : scale_other, bias_here = i < 2 ? bias_one : bias_other;
+                        if (PER_ROW) sums[i] = fmaf(sums[i], scale_here, bias_here);
+                    }
+                    pairs[2 * k] = pair(sums[0], sums[1]);
+                    pairs[2 * k + 1] = pair(sums[2], sums[3]);
+                    now[k] = next[k];
+                }
+                asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                                 line + j * 8 * 128),
+                             "r"(pairs[0]), "r"(pairs[1]), "r"(pairs[2]), "r"(pairs[3]));
+            }
+            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+            meet_warpgroup(warpgroup);
+            if (thread == 0 && row < out_features) {
+                asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&result),
+                             "r"(results), "r"(row), "r"(token)
+                             : "memory");
+                asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+            }
+        }
+        if (thread == 0) asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+    }
+    meet_cluster();  // no block leaves while another may still signal it
+}

@@ -1,0 +1,147 @@
+"""The forward product of a training layer on sparse tensor cores: exact integers, and the gradients of a float product.
+
+Shapes: T tokens (any leading dimensions), O out_features, I in_features, K lifted columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparse_bitnet.formats.windows import lift_activation, lift_obstacle, lifted_width, lower_activation
+from sparse_bitnet.kernels import sparse_product as product
+from sparse_bitnet.kernels.quantize_activation import fake_quantize_activation
+from sparse_bitnet.kernels.quantize_lifted import quantize_lifted
+from sparse_bitnet.kernels.timing import milliseconds
+from sparse_bitnet.kernels.weight_fragments import empty_fragments, write_fragments
+from sparse_bitnet.numerics.activation import quantize_activation
+from sparse_bitnet.numerics.ste import activation_gradient
+from sparse_bitnet.recipe import Activations, Recipe
+
+Shape = tuple[int, int]  # [O, I]
+
+COLUMNS_MULTIPLE, ROWS_MULTIPLE = 16, 8  # of K and of O, for copies of whole tiles
+REPEATS = 10
+NO_LIFT = 4  # groups of 4 are their own windows
+WIDEST_FUSED = 4096
+"""Up to this width torch.compile sees the quantisation of activations as plain mathematics: it fuses it with the norm
+before, and does it once for the layers that share x. It reads wider tokens twice, so these have their own kernel."""
+
+
+def sparse_forward_obstacle(recipe: Recipe, shape: Shape) -> str | None:
+    """Why the product with a weight [O, I] of this recipe has no form for sparse tensor cores; None where it has."""
+    if recipe.values == "full" or recipe.activations == "none":
+        return "the product is one of floats: it needs ternary or sign values and int8 or int4 activations"
+    rows, columns = shape[0], lifted_width(shape[1], recipe.pattern.m)
+    if columns % COLUMNS_MULTIPLE or rows % ROWS_MULTIPLE:
+        return f"{rows} rows of {columns} lifted columns: not multiples of {ROWS_MULTIPLE} and {COLUMNS_MULTIPLE}"
+    return lift_obstacle(recipe.pattern)
+
+
+def sparse_tensor_core_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why no sparse tensor cores give results in `dtype` on this device; None where they do."""
+    codes, one = torch.zeros(1, 64, dtype=torch.int8, device=device), torch.ones(1, 1, device=device)
+    fragments = empty_fragments(torch.zeros(8, 64, device=device), 4)
+    first = product.OPERATOR.explain(codes, one, fragments, one[0], None, 8, dtype).splitlines()[0]
+    answer = first.partition(": ")[2]
+    return None if answer == "yes" else answer
+
+
+def sparse_linear(
+    x: Tensor, effective: Tensor, fragments: Tensor, row_scale: Tensor, bias: Tensor | None, recipe: Recipe
+) -> Tensor:
+    """x [..., I] times a ternary weight, plus bias: [..., O] in the dtype of `effective` [O, I].
+
+    The weight is in `fragments` (formats/fragments.py) and `row_scale` [O] or [1] fp32. Its sums with the activations'
+    codes are exact, and rescaled once. The gradients are those of fake_quantize(x) . effective^T + bias, in the dtype
+    of `effective`, which has the same codes; for them the codes of x are saved, a byte each.
+    """
+    return _SparseLinear.apply(  # type: ignore[no-any-return]
+        x, effective, bias, fragments, row_scale, recipe.activations, recipe.pattern.m
+    )
+
+
+class _SparseLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        effective: Tensor,
+        bias: Tensor | None,
+        fragments: Tensor,
+        row_scale: Tensor,
+        activations: Activations,
+        m: int,
+    ) -> Tensor:
+        if torch.compiler.is_compiling() and x.shape[-1] <= WIDEST_FUSED:
+            saved, scale = quantize_activation(x, activations)
+            codes, ctx.m = lift_activation(saved, m).contiguous(), NO_LIFT
+        else:
+            codes, scale = quantize_lifted(x, activations, m)
+            saved, ctx.m = codes, m
+        ctx.save_for_backward(saved, scale, effective)
+        ctx.dtype, ctx.bias_dtype = x.dtype, None if bias is None else bias.dtype
+        added = None if bias is None else bias.float()
+        return product.sparse_product(codes, scale, fragments, row_scale, added, effective.shape[0], effective.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        codes, scale, effective = ctx.saved_tensors
+        gradient = gradient.to(effective.dtype)
+        rows = gradient.flatten(0, -2)  # [T, O]
+        fake = (lower_activation(codes, ctx.m) / scale).to(effective.dtype)  # [..., I]
+        to_x = activation_gradient(gradient @ effective, ctx.dtype)
+        to_weight = rows.T @ fake.flatten(0, -2)
+        to_bias = None if ctx.bias_dtype is None else rows.sum(0, dtype=torch.float32).to(ctx.bias_dtype)
+        return to_x, to_weight, to_bias, None, None, None, None
+
+
+def sparse_forward_gains(
+    shapes: Iterable[Shape],
+    recipe: Recipe,
+    tokens: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    products_per_step: int = 1,
+) -> dict[Shape, float]:
+    """How many times as fast as the dense one the forward product on sparse tensor cores is, measured, for each shape.
+
+    tokens             of a micro-batch, in one process
+    products_per_step  forward products between two optimizer steps, which share the packing of the weight: one a
+                       micro-batch, two where it is recomputed
+
+    The quantisation of the activations counts on both sides. Shapes that have no sparse form are left out.
+    """
+    able = {shape for shape in shapes if sparse_forward_obstacle(recipe, shape) is None}
+    gains = {}
+    own = torch.Generator(device)  # the random numbers of the run stay what they are
+    for shape in sorted(able):
+        x = torch.randn(tokens, shape[1], device=device, dtype=dtype, generator=own)
+        kept = torch.arange(shape[1], device=device) % recipe.pattern.m < recipe.pattern.n
+        effective = torch.randn(shape, device=device, generator=own).sign().to(dtype) * kept
+        dense, sparse, pack = _forward_products(x, effective, recipe)
+        pack()
+        times = [milliseconds(run, REPEATS, device) for run in (dense, sparse, pack)]
+        gains[shape] = times[0] / (times[1] + times[2] / products_per_step)
+    return gains
+
+
+def _forward_products(x: Tensor, effective: Tensor, recipe: Recipe) -> tuple[Callable[[], object], ...]:
+    """The dense product, the sparse one, and the packing of its weight."""
+    m, one = recipe.pattern.m, torch.ones(1, device=x.device)
+    fragments = empty_fragments(effective, m)
+
+    @torch.no_grad()
+    def dense() -> Tensor:
+        return F.linear(fake_quantize_activation(x, recipe.activations, x.dtype), effective)
+
+    @torch.no_grad()
+    def sparse() -> Tensor:
+        codes, scale = quantize_lifted(x, recipe.activations, m)
+        return product.sparse_product(codes, scale, fragments, one, None, effective.shape[0], x.dtype)
+
+    return dense, sparse, lambda: write_fragments([effective], m, [fragments])

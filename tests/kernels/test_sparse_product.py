@@ -1,0 +1,146 @@
+"""The product on sparse tensor cores and what feeds it: fragments equal bit for bit, integer sums exact."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from formats.test_windows import random_codes
+from sparse_bitnet.formats.windows import lift_activation
+from sparse_bitnet.kernels import quantize_lifted, sparse_product
+from sparse_bitnet.kernels.weight_fragments import empty_fragments, write_fragments
+from sparse_bitnet.kernels.weight_fragments import reference as fragments_reference
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+    ),
+]
+PATTERNS = ["2:4", "4:6", "6:8", "8:10", "14:16"]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
+
+
+def packed(codes: Tensor, m: int) -> Tensor:
+    fragments = empty_fragments(codes, m)
+    write_fragments([codes], m, [fragments])
+    return fragments
+
+
+def poison(count: int, dtype: torch.dtype, device: str) -> None:
+    """Leave NaN in the memory that the next tensor of this size is given."""
+    torch.full((count,), float("nan"), dtype=dtype, device=device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_fragments_equal_the_reference(pattern: str, dtype: torch.dtype, device: str) -> None:
+    m = int(pattern.partition(":")[2])
+    weights = [random_codes(rows, columns * m, pattern) for rows, columns in ((64, 16), (130, 37), (8, 1))]
+    scaled = [(weight * 0.3).to(dtype) if dtype != torch.int8 else weight for weight in weights]
+    scaled[0][0, 0] = -0.0  # a float zero with a sign
+    weights[0][0, 0] = 0
+    out = [empty_fragments(weight, m).to(device) for weight in weights]
+    write_fragments([weight.to(device) for weight in scaled], m, out)
+    for weight, found in zip(weights, out, strict=True):
+        expected = empty_fragments(weight, m)
+        fragments_reference.run([weight], m, [expected])
+        assert torch.equal(found.cpu(), expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("tokens", "rows", "columns"), [(1, 8, 16), (7, 64, 128), (256, 128, 384), (300, 264, 1920), (1000, 520, 144)]
+)
+@pytest.mark.parametrize("pattern", ["2:4", "6:8"])
+def test_sums_are_exact(pattern: str, tokens: int, rows: int, columns: int, dtype: torch.dtype, device: str) -> None:
+    if device == "cuda" and dtype == torch.float32:
+        pytest.skip("the sparse tensor cores' backend gives half precision alone")
+    m = int(pattern.partition(":")[2])
+    codes = random_codes(rows, columns * 2, pattern)
+    x = torch.randint(-128, 128, (tokens, columns * 2), dtype=torch.int8)
+    expected = (x.long() @ codes.long().T).clamp(-60000, 60000).to(dtype)
+    one = torch.ones(1, device=device)
+    fragments = packed(codes.to(device), m)
+    poison(expected.numel(), dtype, device)
+    lifted = lift_activation(x.to(device), m)
+    y = sparse_product.sparse_product(lifted, one.expand(tokens, 1), fragments, one, None, rows, dtype)
+    assert y.dtype == dtype
+    assert torch.equal(y.clamp(-60000, 60000).cpu(), expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("scales", [1, 96])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_scales_and_bias(scales: int, has_bias: bool, device: str) -> None:
+    codes, x = random_codes(96, 512, "6:8").to(device), torch.randn(2, 150, 512, device=device)
+    lifted, token_scale = quantize_lifted.quantize_lifted(x, "int8", 8)
+    row_scale = torch.rand(scales, device=device) + 0.5
+    bias = torch.randn(96, device=device) if has_bias else None
+    arguments = (lifted, token_scale, packed(codes, 8), row_scale, bias, 96)
+    y = sparse_product.sparse_product(*arguments, torch.bfloat16)
+    exact = (lift_activation(x, 8).double() * token_scale).round() / token_scale.double()
+    plain = exact @ lift_weight_of(codes).double().T * row_scale.double() + (0 if bias is None else bias)
+    assert y.shape == (2, 150, 96)
+    torch.testing.assert_close(y.double(), plain, rtol=2**-8, atol=1e-4)
+
+
+def lift_weight_of(codes: Tensor) -> Tensor:
+    from sparse_bitnet.formats.windows import lift_weight
+
+    return lift_weight(codes, 8)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_tokens_give_no_rows(device: str) -> None:
+    codes = random_codes(16, 64, "2:4").to(device)
+    lifted, scale = quantize_lifted.quantize_lifted(torch.zeros(0, 64, device=device), "int8", 4)
+    y = sparse_product.sparse_product(lifted, scale, packed(codes, 4), scale.new_ones(1), None, 16, torch.bfloat16)
+    assert y.shape == (0, 16)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_many_tiles_and_streams(device: str) -> None:
+    """More tiles than a GPU has blocks, an odd number of row tiles, and two streams at once."""
+    codes = random_codes(1160, 1024, "2:4")
+    x = torch.randint(-128, 128, (5000, 1024), dtype=torch.int8)
+    expected = (x.float() @ codes.float().T).to(torch.bfloat16)
+    fragments, lifted = packed(codes.to(device), 4), x.to(device)
+    scale = torch.ones(5000, 1, device=device)
+    arguments = (lifted, scale, fragments, scale[0], None, 1160, torch.bfloat16)
+    found = []
+    for stream in [torch.cuda.Stream() for _ in range(2)] if device == "cuda" else [None]:
+        with torch.cuda.stream(stream):
+            found += [sparse_product.sparse_product(*arguments) for _ in range(5)]
+    if device == "cuda":
+        torch.cuda.synchronize()
+    for y in found:
+        assert torch.equal(y.cpu(), expected)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("m", [4, 6, 8])
+def test_ops_keep_the_rules_of_torch_library(kind: str, m: int) -> None:
+    x = torch.randn(2, 3, 8 * m)
+    torch.library.opcheck(torch.ops.sparse_bitnet.quantize_lifted.default, (x, kind, m))
+    lifted, scale = quantize_lifted.quantize_lifted(x, kind, m)
+    fragments = packed(random_codes(24, 8 * m, f"{m - 2}:{m}"), m)
+    arguments = (lifted, scale, fragments, torch.ones(1), None, 24, torch.float32)
+    torch.library.opcheck(torch.ops.sparse_bitnet.sparse_product.default, arguments)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_what_the_tensor_cores_cannot_take_is_refused_with_the_reason() -> None:
+    codes = random_codes(12, 64, "2:4").cuda()
+    lifted, scale = quantize_lifted.quantize_lifted(torch.randn(3, 64).cuda(), "int8", 4)
+    one, fragments = scale.new_ones(1), packed(codes, 4)
+    explain = sparse_product.OPERATOR.explain
+    assert "out_features=12" in explain(lifted, scale, fragments, one, None, 12, torch.bfloat16)
+    assert "torch.float32" in explain(lifted, scale, fragments, one, None, 16, torch.float32)
+    assert "8 lifted columns" in explain(lifted[:, :8], scale, fragments, one, None, 16, torch.bfloat16)
+    assert "on cpu" in explain(lifted.cpu(), scale, fragments, one, None, 16, torch.bfloat16)
