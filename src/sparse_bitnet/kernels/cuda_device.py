@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,16 +35,28 @@ class Kernel:
     handle: Any
     shared_bytes: int
 
-    def launch(self, blocks: int, threads: int, *arguments: Any) -> None:
-        """On torch's current device and stream. Arguments: tensors, None for a null pointer, ints, tensor maps."""
-        held = [_as_argument(argument) for argument in arguments]
-        pointers = (ctypes.c_void_p * len(held))(*(pointer for pointer, _ in held))
-        stream = torch.cuda.current_stream().cuda_stream
-        _check(
-            driver.cuLaunchKernel(
-                self.handle, blocks, 1, 1, threads, 1, 1, self.shared_bytes, stream, ctypes.addressof(pointers), 0
-            )
+    def launch(self, blocks: int, threads: int, maps: Sequence[TensorMap], *arguments: int) -> None:
+        """On torch's current device and stream; maps come first, then pointers and ints, which take 8 bytes each here.
+
+        One call from Python costs as much as a small kernel, so this does what it must and no more.
+        """
+        values = (ctypes.c_int64 * len(arguments))(*arguments)
+        here = ctypes.addressof(values)
+        places = [one.address for one in maps] + [here + 8 * index for index in range(len(arguments))]
+        pointers = (ctypes.c_int64 * len(places))(*places)
+        stream = torch._C._cuda_getCurrentRawStream(torch.cuda.current_device())
+        answer = driver.cuLaunchKernel(
+            self.handle, blocks, 1, 1, threads, 1, 1, self.shared_bytes, stream, ctypes.addressof(pointers), 0
         )
+        _check(answer)
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """How the copy engine finds boxes of a tensor: the descriptor, and where it lies on the host."""
+
+    descriptor: Any
+    address: int
 
 
 @lru_cache(maxsize=64)
@@ -67,18 +80,17 @@ def compile_kernel(source: Path, name: str, shared_bytes: int = 0, **definitions
     return Kernel(driver.CUfunction(int(kernel)), shared_bytes)
 
 
-def tensor_map(tensor: Tensor, box_rows: int, box_bytes: int = 128) -> Any:
-    """How the copy engine finds the rows of a contiguous tensor [R, C], in boxes that lie swizzled in shared memory."""
-    rows, columns = tensor.shape
+def tensor_map(tensor: Tensor, rows: int, columns: int, box_rows: int, box_bytes: int = 128) -> TensorMap:
+    """Of a contiguous tensor as [rows, columns], in boxes that lie swizzled in shared memory."""
     return _tensor_map(tensor.data_ptr(), rows, columns, tensor.element_size(), box_rows, box_bytes)
 
 
 @lru_cache(maxsize=65536)
-def _tensor_map(address: int, rows: int, columns: int, item: int, box_rows: int, box_bytes: int) -> Any:
+def _tensor_map(address: int, rows: int, columns: int, item: int, box_rows: int, box_bytes: int) -> TensorMap:
     kinds = driver.CUtensorMapDataType
     kind = {1: kinds.CU_TENSOR_MAP_DATA_TYPE_UINT8, 2: kinds.CU_TENSOR_MAP_DATA_TYPE_UINT16}[item]
     size, count = driver.cuuint64_t, driver.cuuint32_t
-    return _check(
+    _, descriptor = _check(
         driver.cuTensorMapEncodeTiled(
             kind, 2, address, [size(columns), size(rows)], [size(columns * item)],
             [count(box_bytes // item), count(box_rows)], [count(1), count(1)],
@@ -87,18 +99,8 @@ def _tensor_map(address: int, rows: int, columns: int, item: int, box_rows: int,
             driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
             driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
         )
-    )[1]  # fmt: skip
-
-
-def _as_argument(argument: Any) -> tuple[int, Any]:
-    """Where the argument's value lies, and what keeps it there."""
-    if isinstance(argument, driver.CUtensorMap):
-        return int(argument.getPtr()), argument
-    if isinstance(argument, int):
-        value: Any = ctypes.c_int(argument)
-    else:
-        value = ctypes.c_void_p(0 if argument is None else argument.data_ptr())
-    return ctypes.addressof(value), value
+    )  # fmt: skip
+    return TensorMap(descriptor, int(descriptor.getPtr()))
 
 
 def _check(answer: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -26,6 +26,7 @@ Shape = tuple[int, int]  # [O, I]
 
 COLUMNS_MULTIPLE, ROWS_MULTIPLE = 16, 8  # of K and of O, for copies of whole tiles
 REPEATS = 10
+WORTHWHILE_GAIN = 1.1  # a kernel called from Python costs the host some 50 microseconds
 NO_LIFT = 4  # groups of 4 are their own windows
 WIDEST_FUSED = 4096
 """Up to this width torch.compile sees the quantisation of activations as plain mathematics: it fuses it with the norm

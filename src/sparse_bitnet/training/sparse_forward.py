@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from sparse_bitnet.nn.sparse_forward import (
+    WORTHWHILE_GAIN,
     Shape,
     sparse_forward_gains,
     sparse_forward_obstacle,
@@ -50,6 +51,9 @@ class SparseForward:
         if is_first_process():
             gains = sparse_forward_gains(shapes, recipe, self.tokens, self.dtype, self.device, self.products_per_step)
             told = ", ".join(f"{rows} x {columns} {gain:.2f}" for (rows, columns), gain in gains.items())
-            print(f"forward on sparse tensor cores, times as fast as dense: {told}; used where above 1", flush=True)
+            print(
+                f"forward on sparse tensor cores, times as fast as dense: {told}; used from {WORTHWHILE_GAIN} on",
+                flush=True,
+            )
         gains = from_all_processes(gains)[0]
-        return {shape for shape, gain in gains.items() if gain > 1}
+        return {shape for shape, gain in gains.items() if gain >= WORTHWHILE_GAIN}

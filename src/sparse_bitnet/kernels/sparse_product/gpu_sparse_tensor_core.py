@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -56,32 +58,40 @@ def run(
     y = codes.new_empty(*codes.shape[:-1], out_features, dtype=dtype)
     if not y.numel():
         return y
-    flat = codes.reshape(-1, codes.shape[-1]).contiguous()  # [T, K]
-    tokens = flat.shape[0]
+    codes, token_scale, row_scale = codes.contiguous(), token_scale.contiguous(), row_scale.contiguous()
+    bias, fragments = None if bias is None else bias.contiguous(), fragments.contiguous()
+    tokens, columns, scales = token_scale.numel(), codes.shape[-1], row_scale.numel()
     groups, stages = fragments.shape[:2]
-    per_row = row_scale.numel() > 1 or bias is not None
+    plan = _plan(dtype, scales > 1 or bias is not None, tokens, groups, codes.device)
+    maps = (
+        cuda_device.tensor_map(codes, tokens, columns, TOKENS // CLUSTER),
+        cuda_device.tensor_map(y, tokens, out_features, TOKENS),
+    )
+    with torch.cuda.device_of(codes):
+        plan.kernel.launch(
+            plan.blocks, THREADS, maps,
+            fragments.data_ptr(), token_scale.data_ptr(), row_scale.data_ptr(), 0 if bias is None else bias.data_ptr(),
+            scales, tokens, out_features, groups, stages, plan.row_tiles, plan.tiles,
+        )  # fmt: skip
+    return y
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The kernel, and how the result is cut into tiles."""
+
+    kernel: cuda_device.Kernel
+    blocks: int
+    row_tiles: int
+    tiles: int
+
+
+@lru_cache(maxsize=4096)
+def _plan(dtype: torch.dtype, per_row: bool, tokens: int, groups: int, device: torch.device) -> _Plan:
     kernel = cuda_device.compile_kernel(
         SOURCE, "sparse_product", SHARED_BYTES, RESULT=RESULTS[dtype], PER_ROW=int(per_row)
     )
     row_tiles = -(-groups // (WARPGROUPS * CLUSTER))
     tiles = row_tiles * -(-tokens // TOKENS)
-    with torch.cuda.device_of(codes):
-        clusters = min(tiles, torch.cuda.get_device_properties(codes.device).multi_processor_count // CLUSTER)
-        kernel.launch(
-            clusters * CLUSTER,
-            THREADS,
-            cuda_device.tensor_map(flat, TOKENS // CLUSTER),
-            cuda_device.tensor_map(y.view(tokens, out_features), TOKENS),
-            fragments.contiguous(),
-            token_scale.contiguous(),
-            row_scale.contiguous(),
-            None if bias is None else bias.contiguous(),
-            row_scale.numel(),
-            tokens,
-            out_features,
-            groups,
-            stages,
-            row_tiles,
-            tiles,
-        )
-    return y
+    clusters = min(tiles, torch.cuda.get_device_properties(device).multi_processor_count // CLUSTER)
+    return _Plan(kernel, clusters * CLUSTER, row_tiles, tiles)

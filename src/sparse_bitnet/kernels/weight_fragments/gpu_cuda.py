@@ -43,7 +43,7 @@ def run(weights: Sequence[Tensor], m: int, out: Sequence[Tensor]) -> None:
         SOURCE, "pack_fragments", M=m, SOURCE=READ_AS[dtype], IS_FLOAT=int(dtype.is_floating_point)
     )
     with torch.cuda.device_of(weights[0]):
-        kernel.launch(len(weight_of_unit), THREADS, table, weight_of_unit)
+        kernel.launch(len(weight_of_unit), THREADS, (), table.data_ptr(), weight_of_unit.data_ptr())
 
 
 @lru_cache(maxsize=64)
