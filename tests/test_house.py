@@ -131,6 +131,27 @@ def test_the_speeds_of_the_readme_are_those_of_the_result_files() -> None:
     assert f"another seed differs by {100 * seed:.1f} %" in told
 
 
+def test_the_sparse_forward_of_the_readme_is_that_of_the_result_files() -> None:
+    files = (ROOT / "benchmarks" / "results").glob("train-*of*-h100.json")
+    rows = []
+    for systems in (json.loads(file.read_text())["systems"] for file in files):
+        dense, sparse = systems[0], systems[-1]
+        assert (dense["system"], sparse["system"]) == ("dense", "sparse")
+        memory = f"{dense['bytes_at_most'] / 2**30:.1f}, {sparse['bytes_at_most'] / 2**30:.1f}"
+        speeds = f"{dense['tokens_per_second']:,.0f} | {sparse['tokens_per_second']:,.0f}"
+        rows.append(f"| {speeds} | {sparse['times_dense']:.3f} | {memory} |")
+    assert len(rows) == 6
+    assert [row for row in rows if row not in README] == []
+    products = json.loads((ROOT / "benchmarks" / "results" / "products-h100.json").read_text())["products"]
+    told = " ".join(README.split())
+    large = {row["pattern"]: row for row in products if row["shape"] == [37888, 3584] and row["tokens"] == 16384}
+    two, six = (
+        [f"{large[n][f'{name}_ms']:.2f}" for name in ("ours", "bf16", "fp8", "cusparselt")] for n in ("2:4", "6:8")
+    )
+    assert f"2:4 takes {two[0]} ms where bf16 takes {two[1]}, fp8 {two[2]} and cuSPARSELt 0.8.0 {two[3]}" in told
+    assert f"6:8 {six[0]}, {six[1]}, {six[2]} and {six[3]}" in told
+
+
 def test_the_commands_of_the_readme_run(tmp_path: Path, documents: list[str]) -> None:
     """Word for word, in order, in one directory; only the settings are made small once `init` has written them."""
     corpus = tmp_path / "corpus"
