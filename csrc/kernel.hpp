@@ -28,6 +28,16 @@ constexpr float kSmallestMagnitude = 1e-5f;  // as numerics/activation.py has it
 constexpr float kSquareRootOf7 = 2.6457512378692627f;
 constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, half to even, below 2^22
 constexpr int kTogether = 4;             // rows that share a load of activations
+// Weights are asked for this many bytes ahead, first into L2, which has room for more requests at a time than L1, then
+// into L1. To L1 alone, the linears of a model take 17 to 33 % longer; with neither, 60 % (1 and 2 threads of a Xeon).
+constexpr size_t kAheadInL2 = 6144, kAheadInL1 = 2560;
+
+inline void prefetch(const uint8_t* data, size_t bytes) {
+    for (size_t line = 0; line < bytes; line += 64) {
+        __builtin_prefetch(data + line + kAheadInL2, 0, 2);
+        __builtin_prefetch(data + line + kAheadInL1, 0, 3);
+    }
+}
 
 template <class To, class From>
 inline To bits_of(From from) {
@@ -55,11 +65,10 @@ struct F16 {
 inline float float_from(BF16 value) { return bits_of<float>(uint32_t{value.bits} << 16); }
 
 inline float float_from(F16 value) {
-    const uint32_t sign = uint32_t{value.bits} >> 15 << 31, exponent = value.bits >> 10 & 31,
-                   mantissa = value.bits & 1023;
-    const uint32_t subnormal = bits_of<uint32_t>(static_cast<float>(static_cast<int32_t>(mantissa)) * 0x1p-24f);
-    const uint32_t normal = (exponent + (exponent == 31 ? 224 : 112)) << 23 | mantissa << 13;
-    return bits_of<float>(sign | (exponent == 0 ? subnormal : normal));
+    const uint32_t magnitude = value.bits & 0x7fffu, sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
+    // As an fp32 with the exponent's bits in place, 2^112 too small, subnormals included.
+    const float scaled = bits_of<float>(magnitude << 13) * 0x1p112f;
+    return bits_of<float>(sign | (bits_of<uint32_t>(scaled) | (magnitude >= 0x7c00 ? 0x7f800000u : 0u)));
 }
 
 // Rounded half to even, as PyTorch does.
@@ -189,6 +198,7 @@ struct Rows {
         if constexpr (kDecoded<V, format>) {
             bytes = i2_bytes(weight.in_features);
             uint8_t* decoded = scratch(Scratch::decoded, kTogether * (bytes + 8));
+            prefetch(weight.row(row), count * weight.row_bytes);
             for (size_t r = 0; r < count; ++r, decoded += bytes + 8) {
                 decode_to_i2(weight, weight.row(row + r), decoded);
                 at[r] = decoded;
@@ -224,11 +234,10 @@ struct MultiplyFew {
         typename R::Sums sums[kTogether] = {};
         size_t at = 0;
         for (; at + R::kReads <= packed.bytes; at += R::kStep, x += R::kPlanes * R::kBytes) {
+            // The rows follow each other in memory: further on they are asked for in that order.
+            if (!kDecoded<V, format>) prefetch(packed.at[0] + at * kTogether, kTogether * R::kStep);
 #pragma GCC unroll 4
-            for (int r = 0; r < kTogether; ++r) {
-                __builtin_prefetch(packed.at[r] + at + 4096);  // further on in the stream of rows, once for each line
-                reader.add(sums[r], reader.load(packed.at[r] + at), x);
-            }
+            for (int r = 0; r < kTogether; ++r) reader.add(sums[r], reader.load(packed.at[r] + at), x);
         }
         for (; at < packed.bytes; at += R::kStep, x += R::kPlanes * R::kBytes) {
 #pragma GCC unroll 4
@@ -303,7 +312,7 @@ inline uint64_t read(const uint8_t* data, size_t bytes) {
     uint64_t sums[32] = {};
     for (size_t at = 0; at + sizeof sums <= bytes; at += sizeof sums) {
         uint64_t some[32];
-        for (int line = 0; line < 4; ++line) __builtin_prefetch(data + at + 64 * line + 4096);
+        prefetch(data + at, sizeof sums);
         memcpy(some, data + at, sizeof some);
         for (int i = 0; i < 32; ++i) sums[i] += some[i];
     }
