@@ -1,4 +1,4 @@
-"""`sparse-bitnet bench train | kernels`"""
+"""`sparse-bitnet bench train | kernels | linear`"""
 
 from __future__ import annotations
 
@@ -84,6 +84,52 @@ def kernels(
             f"{100 * row['share_of_copy_bandwidth']:>17.1f} %{row['times_plain']:>17.1f}"
         )
     _write(json, {"kernels": measured}, seed=0)
+
+
+@app.command("linear")
+def linear(
+    hidden: Annotated[int, typer.Option(min=4, help="Width of the model.")] = 1536,
+    ffn: Annotated[int, typer.Option(min=4, help="Width within its MLPs.")] = 4096,
+    kv: Annotated[int, typer.Option(min=1, help="Width of keys and of values.")] = 256,
+    layers: Annotated[int, typer.Option(min=1, help="Layers, each with weights of its own.")] = 24,
+    formats: Annotated[str, typer.Option(help="Separated by commas.")] = "i2,t5,g4,g4s3",
+    threads: Annotated[str, typer.Option(help="Separated by commas.")] = "1,2",
+    tokens: Annotated[str, typer.Option(help="At a time: 1 is decoding, more a prompt.")] = "1,512",
+    rounds: Annotated[int, typer.Option(min=1, help="How often all is measured.")] = 9,
+    json: JsonFile = None,
+) -> None:
+    """The packed linears of a model on a CPU, beside reading the same bytes, and the reference."""
+    from sparse_bitnet.bench.linear import LinearBench, bench_linear
+
+    def numbers(name: str, text: str) -> tuple[int, ...]:
+        if not all(part.isdigit() and int(part) for part in text.split(",")):
+            raise ValueError(f"--{name} {text}: give positive numbers, separated by commas")
+        return tuple(map(int, text.split(",")))
+
+    bench = LinearBench(
+        hidden,
+        ffn,
+        kv,
+        layers,
+        tuple(formats.split(",")),
+        numbers("threads", threads),
+        numbers("tokens", tokens),
+        rounds,
+    )
+    result = bench_linear(bench)
+    print(f"{result['weights']:,} weights in {layers} layers, {result['instruction_set']}")
+    print(
+        f"{'format':<8}{'bits':>5}{'threads':>9}{'tokens':>8}{'tokens/s':>11}{'Gweights/s':>12}{'of read roof':>14}"
+        f"{'x i2':>7}{'x reference':>13}{'op, tokens/s':>14}"
+    )
+    for row in result["linears"]:
+        share = f"{100 * row['share_of_roof']:.0f} %" if "share_of_roof" in row else "-"
+        print(
+            f"{row['format']:<8}{row['bits']:>5g}{row['threads']:>9}{row['tokens']:>8}{row['tokens_per_second']:>11,.1f}"
+            f"{row['gigaweights_per_second']:>12,.1f}{share:>14}{row['times_i2']:>7.2f}{row['times_reference']:>13,.0f}"
+            f"{row['op_tokens_per_second']:>14,.1f}"
+        )
+    _write(json, result, bench.seed)
 
 
 def _write(json: Any, result: dict[str, Any], seed: int) -> None:

@@ -74,14 +74,27 @@ def run(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, layout: P
         raise ValueError(f"scale or bias do not belong to {rows} rows in {max(1, len(layout.parts))} parts")
     x, weight, scale = x.contiguous(), weight.contiguous(), scale.float().contiguous()
     bias = None if bias is None else bias.contiguous()
-    row_scale = scale_by_row(scale, layout.parts, rows).contiguous() if layout.parts else None  # [O]
+    row_scale = scale_by_row(scale, layout.parts, rows).contiguous() if layout.parts else None  # [O, 1]
     y = x.new_empty(*x.shape[:-1], rows)
-    _native.packed_linear(
+    _native.packed_linear(*native_arguments(x, weight, scale, row_scale, bias, layout, y), torch.get_num_threads())
+    return y
+
+
+def native_arguments(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    row_scale: Tensor | None,
+    bias: Tensor | None,
+    layout: PackedLayout,
+    y: Tensor,
+) -> tuple[int, ...]:
+    """Those of `_native.packed_linear` but the last, threads: addresses in contiguous tensors that are known to fit."""
+    return (
         _number(os.environ.get(CPU_VARIABLE)),
         x.data_ptr(), DTYPES[x.dtype], prod(x.shape[:-1]), layout.in_features, layout.activations == "int4",
-        weight.data_ptr(), rows, row_bytes, FORMATS[layout.format],
+        weight.data_ptr(), *weight.shape, FORMATS[layout.format],
         scale.data_ptr(), 0 if row_scale is None else row_scale.data_ptr(),
         0 if bias is None else bias.data_ptr(), 0 if bias is None else DTYPES[bias.dtype],
-        y.data_ptr(), torch.get_num_threads(),
+        y.data_ptr(),
     )  # fmt: skip
-    return y
