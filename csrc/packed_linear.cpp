@@ -23,8 +23,13 @@ namespace {
 
 constexpr std::size_t kSlab = 1024;          // tokens that are quantised at a time, which bounds the memory they take
 constexpr std::size_t kTaskRows = 48;        // rows that are unpacked at a time; a multiple of every block_rows
-constexpr std::size_t kLeastBytes = 8192, kMostBytes = 65536;  // of packed rows in a task of few tokens
-constexpr std::size_t kTasksPerThread = 8;
+// Packed bytes in a task of few tokens: few tasks, since what is asked for ahead of a task's end is another thread's.
+constexpr std::size_t kLeastBytes = 8192, kMostBytes = 1 << 19;
+constexpr std::size_t kTasksPerThread = 3;
+
+std::size_t task_bytes(std::size_t bytes, int threads) {
+    return std::clamp(bytes / (static_cast<std::size_t>(threads) * kTasksPerThread), kLeastBytes, kMostBytes);
+}
 constexpr std::size_t kPadding = 64;  // between rows, whose width is often a power of 2, or they would share cache sets
 
 template <class T>
@@ -44,8 +49,7 @@ void multiply_few(const Problem& problem, const Kernel& kernel, int threads, std
     for (std::size_t token = 0; token < tokens; ++token)
         kernel.quantize(problem, first + token, arranged + token * width, sums + token, scales + token);
 
-    const std::size_t share = weight.rows * weight.row_bytes / (static_cast<std::size_t>(threads) * kTasksPerThread);
-    const std::size_t bytes = std::clamp(share, kLeastBytes, kMostBytes);
+    const std::size_t bytes = task_bytes(weight.rows * weight.row_bytes, threads);
     const std::size_t rows = ceil_div(ceil_div(bytes, weight.row_bytes), 4) * 4;
     const auto task = [&](std::size_t index) {
         const std::size_t row = index * rows, some = std::min(rows, weight.rows - row);
@@ -128,13 +132,13 @@ void packed_linear(const Problem& problem, const Kernel& kernel, int threads) {
 }
 
 std::uint64_t read_bytes(const std::uint8_t* data, std::size_t bytes, int threads) {
-    const std::size_t tasks = ceil_div(bytes, kMostBytes);
+    const std::size_t share = ceil_div(task_bytes(bytes, threads), 256) * 256;
     std::atomic<std::uint64_t> sum{0};
     const auto task = [&](std::size_t index) {
-        const std::size_t start = index * kMostBytes;
-        sum.fetch_add(kernels()[0]->read(data + start, std::min(kMostBytes, bytes - start)), std::memory_order_relaxed);
+        const std::size_t start = index * share;
+        sum.fetch_add(kernels()[0]->read(data + start, std::min(share, bytes - start)), std::memory_order_relaxed);
     };
-    run_tasks(threads, tasks, task);
+    run_tasks(threads, ceil_div(bytes, share), task);
     return sum;
 }
 

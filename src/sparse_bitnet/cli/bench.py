@@ -99,6 +99,11 @@ def linear(
     json: JsonFile = None,
 ) -> None:
     """The packed linears of a model on a CPU, beside reading the same bytes, and the reference."""
+    from sparse_bitnet.kernels.packed_linear import NATIVE, OPERATOR
+
+    obstacle = OPERATOR.obstacle(NATIVE)
+    if obstacle is not None:
+        raise ValueError(f"bench linear measures the native kernels: {obstacle}")
     from sparse_bitnet.bench.linear import LinearBench, bench_linear
 
     def numbers(name: str, text: str) -> tuple[int, ...]:
@@ -120,13 +125,13 @@ def linear(
     print(f"{result['weights']:,} weights in {layers} layers, {result['instruction_set']}")
     print(
         f"{'format':<8}{'bits':>5}{'threads':>9}{'tokens':>8}{'tokens/s':>11}{'Gweights/s':>12}{'of read roof':>14}"
-        f"{'x i2':>7}{'x reference':>13}{'op, tokens/s':>14}"
+        f"{'x ' + bench.formats[0]:>7}{'x reference':>13}{'op, tokens/s':>14}"
     )
     for row in result["linears"]:
         share = f"{100 * row['share_of_roof']:.0f} %" if "share_of_roof" in row else "-"
         print(
             f"{row['format']:<8}{row['bits']:>5g}{row['threads']:>9}{row['tokens']:>8}{row['tokens_per_second']:>11,.1f}"
-            f"{row['gigaweights_per_second']:>12,.1f}{share:>14}{row['times_i2']:>7.2f}{row['times_reference']:>13,.0f}"
+            f"{row['gigaweights_per_second']:>12,.1f}{share:>14}{row['times_first']:>7.2f}{row['times_reference']:>13,.0f}"
             f"{row['op_tokens_per_second']:>14,.1f}"
         )
     _write(json, result, bench.seed)
