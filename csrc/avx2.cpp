@@ -92,8 +92,6 @@ struct Avx2 {
 
 }  // namespace
 
-static bool can_run() { return __builtin_cpu_supports("avx2"); }
-
-extern const Kernel kAvx2 = make_kernel<Avx2>("avx2", can_run, 8);
+constexpr Kernel kAvx2 = make_kernel<Avx2>("avx2", 8);
 
 }  // namespace sparse_bitnet

@@ -322,10 +322,9 @@ inline uint64_t read(const uint8_t* data, size_t bytes) {
 }
 
 template <class V>
-constexpr Kernel make_kernel(const char* name, bool (*can_run)(), size_t many_tokens) {
+constexpr Kernel make_kernel(const char* name, size_t many_tokens) {
     Kernel kernel{};
     kernel.name = name;
-    kernel.can_run = can_run;
     kernel.many_tokens = many_tokens;
     kernel.lanes = V::kLanes;
     kernel.block_rows = V::kRows;

@@ -1,9 +1,5 @@
 // NEON with the dot product of ARMv8.2: the product of four signed bytes and four others is added to an int32.
 #include <arm_neon.h>
-#if defined(__linux__)
-#include <asm/hwcap.h>
-#include <sys/auxv.h>
-#endif
 
 #include "kernel.hpp"
 
@@ -85,14 +81,6 @@ struct Neon {
 
 }  // namespace
 
-static bool can_run() {
-#if defined(__linux__)
-    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
-#else
-    return true;  // every Apple processor that runs 64-bit macOS
-#endif
-}
-
-extern const Kernel kNeon = make_kernel<Neon>("neon", can_run, 8);
+constexpr Kernel kNeon = make_kernel<Neon>("neon", 8);
 
 }  // namespace sparse_bitnet

@@ -4,20 +4,12 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
-#include <iterator>
 #include <memory>
 #include <new>
 
 #include "threads.hpp"
 
 namespace sparse_bitnet {
-
-extern const Kernel kScalar;
-#if defined(__x86_64__)
-extern const Kernel kAvx512Vbmi, kAvx512Vnni, kAvx2;
-#elif defined(__aarch64__)
-extern const Kernel kNeon;
-#endif
 
 namespace {
 
@@ -104,24 +96,6 @@ void multiply_many(const Problem& problem, const Kernel& kernel, int threads, st
 }
 
 }  // namespace
-
-const Kernel* const* kernels() {
-    static const Kernel* found[8] = {};
-    static const bool filled = [] {
-        const Kernel* const built[] = {
-#if defined(__x86_64__)
-            &kAvx512Vbmi, &kAvx512Vnni, &kAvx2,
-#elif defined(__aarch64__)
-            &kNeon,
-#endif
-            &kScalar,
-        };
-        std::copy_if(std::begin(built), std::end(built), found, [](const Kernel* kernel) { return kernel->can_run(); });
-        return true;
-    }();
-    (void)filled;
-    return found;
-}
 
 void packed_linear(const Problem& problem, const Kernel& kernel, int threads) {
     if (problem.weight.rows == 0) return;

@@ -18,7 +18,7 @@ struct Weight {
     std::size_t row_bytes;
     Format format;
 
-    const std::uint8_t* row(std::size_t index) const { return bytes + index * row_bytes; }
+    [[gnu::always_inline]] const std::uint8_t* row(std::size_t index) const { return bytes + index * row_bytes; }
 };
 
 struct Problem {
@@ -40,7 +40,6 @@ struct Problem {
 // is a multiple of 4. Codes are multiplied as code + 1 = 0, 1, 2, unsigned; the sum of the activations is taken off last.
 struct Kernel {
     const char* name;
-    bool (*can_run)();
     std::size_t (*arranged_width)(const Weight&);
     // Token `token` of the problem -> arranged [arranged_width], the sum of its codes, and its scale.
     void (*quantize)(const Problem&, std::size_t token, std::int8_t* arranged, std::int32_t* sum, float* scale);
@@ -64,7 +63,10 @@ struct Kernel {
     std::uint64_t (*read)(const std::uint8_t* data, std::size_t bytes);
 };
 
-// Kernels that this machine can run, the fastest first, after which `name` is null.
+// Constants: no code with the flags of an instruction set runs before the processor has been asked for it.
+extern const Kernel kAvx512Vbmi, kAvx512Vnni, kAvx2, kNeon, kScalar;
+
+// Those that this processor can run, the fastest first; null ends them.
 const Kernel* const* kernels();
 
 void packed_linear(const Problem&, const Kernel&, int threads);
@@ -82,6 +84,6 @@ void decode_to_i2(const Weight&, const std::uint8_t* row, std::uint8_t* out);
 // The groups of a g4 format as bytes of i2 by their number, in 64 entries: with 5 bits a number they stand there twice.
 const std::uint8_t* codebook(Format);
 
-inline std::size_t i2_bytes(std::size_t in_features) { return (in_features + 3) / 4; }
+static inline std::size_t i2_bytes(std::size_t in_features) { return (in_features + 3) / 4; }
 
 }  // namespace sparse_bitnet

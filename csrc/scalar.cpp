@@ -53,8 +53,6 @@ struct Scalar {
 
 }  // namespace
 
-static bool can_run() { return true; }
-
-extern const Kernel kScalar = make_kernel<Scalar>("scalar", can_run, 8);
+constexpr Kernel kScalar = make_kernel<Scalar>("scalar", 8);
 
 }  // namespace sparse_bitnet
