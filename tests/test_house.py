@@ -60,6 +60,8 @@ def test_files_stay_short_and_rooms_have_names() -> None:
     for path in (ROOT / "src").rglob("*.py"):
         limit = 500 if "kernels" in path.parts else 300
         assert len(path.read_text().splitlines()) <= limit, path
+    for path in (ROOT / "csrc").iterdir():
+        assert len(path.read_text().splitlines()) <= 500, path
     assert not {"utils", "common", "helpers", "misc"} & {path.stem for path in (ROOT / "src").rglob("*")}
 
 
@@ -150,6 +152,26 @@ def test_the_sparse_forward_of_the_readme_is_that_of_the_result_files() -> None:
     )
     assert f"2:4 takes {two[0]} ms where bf16 takes {two[1]}, fp8 {two[2]} and cuSPARSELt 0.8.0 {two[3]}" in told
     assert f"6:8 {six[0]}, {six[1]}, {six[2]} and {six[3]}" in told
+
+
+def test_the_speeds_of_the_readme_on_a_cpu_are_those_of_the_result_file() -> None:
+    file = ROOT / "benchmarks" / "results" / "linear-1536-xeon-2-cores.json"
+    result = json.loads(file.read_text())
+    found = {(row["format"], row["threads"], row["tokens"]): row for row in result["linears"]}
+    for name in ("i2", "t5", "g4", "g4s3"):
+        one, two = found[name, 1, 1], found[name, 2, 1]
+        many, many_two = found[name, 1, 512], found[name, 2, 512]
+        row = (
+            f"| `{name}`, {one['bits']:g} | {one['tokens_per_second']:.1f} / {two['tokens_per_second']:.1f} "
+            f"| {100 * one['share_of_roof']:.0f} / {100 * two['share_of_roof']:.0f} % "
+            f"| {one['times_first']:.2f} / {two['times_first']:.2f} "
+            f"| {many['tokens_per_second']:.0f} / {many_two['tokens_per_second']:.0f} |"
+        )
+        assert row in README
+    one, two = found["i2", 1, 1], found["i2", 2, 1]
+    told = " ".join(README.split())
+    assert f"`i2` makes {one['op_tokens_per_second']:.1f} / {two['op_tokens_per_second']:.1f} tokens a second" in told
+    assert f"the reference {1e3 / one['reference_ms']:.1f} / {1e3 / two['reference_ms']:.1f}." in told
 
 
 def test_the_commands_of_the_readme_run(tmp_path: Path, documents: list[str]) -> None:

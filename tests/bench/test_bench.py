@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 
 from sparse_bitnet import Recipe, SparseBitLinear
 from sparse_bitnet.bench.baselines import PlainLinear, exchange_for_plain, plain_effective_weight
-from sparse_bitnet.bench.checks import check_kernels
+from sparse_bitnet.bench.checks import check_kernels, check_packed_linear
 from sparse_bitnet.bench.train import TrainBench, bench_train
 from sparse_bitnet.cli.main import app
 from sparse_bitnet.kernels.effective_weight import reference
+from sparse_bitnet.kernels.packed_linear import NATIVE, OPERATOR, PackedLayout
 from sparse_bitnet.numerics.ternary import effective_weight
 from sparse_bitnet.recipe import NMPattern
 
@@ -80,6 +81,75 @@ def test_no_speed_is_told_of_a_wrong_kernel(module: str, monkeypatch: pytest.Mon
         monkeypatch.setattr("sparse_bitnet.bench.checks.fake_quantize_activation", lambda x, *_: x + 1)
     with pytest.raises(ValueError, match=f"{module} is wrong on .*: no speed is told"):
         check_kernels([(8, 16)], Recipe("6:8"), torch.float32, CPU)
+
+
+def need_native_kernels() -> None:
+    obstacle = OPERATOR.obstacle(NATIVE)
+    if obstacle is not None:
+        pytest.skip(f"the native kernels are not built: {obstacle}")
+
+
+def test_linears_are_measured_beside_the_reading_of_their_bytes() -> None:
+    need_native_kernels()
+    from sparse_bitnet.bench.linear import LinearBench, bench_linear
+
+    before = torch.get_num_threads()
+    formats = ("i2", "t5", "g4", "g4s2", "g4s3")
+    result = bench_linear(LinearBench(64, 96, 16, 2, formats, threads=(1, 2), tokens=(1, 9), rounds=1))
+    assert torch.get_num_threads() == before
+    assert result["weights"] == 2 * (2 * 64 * 64 + 2 * 16 * 64 + 3 * 96 * 64)
+    rows = result["linears"]
+    assert [(row["tokens"], row["threads"], row["format"]) for row in rows] == [
+        (tokens, threads, format) for tokens in (1, 9) for threads in (1, 2) for format in formats
+    ]
+    assert all(("share_of_roof" in row) == (row["tokens"] == 1) for row in rows)
+    assert all(row["times_first"] == 1 for row in rows if row["format"] == "i2")
+    bits = {row["format"]: 8 * row["bytes"] / result["weights"] for row in rows}
+    assert bits == {"i2": 2, "t5": pytest.approx(1.6, rel=0.03), "g4": 1.5, "g4s2": 1.25, "g4s3": 1.25}
+
+
+def test_no_speed_is_told_of_a_wrong_packed_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = PackedLayout("i2", 16, "int8")
+    weight = torch.zeros(4, 4, dtype=torch.uint8)
+    check_packed_linear(weight, layout, (1, 9))
+    monkeypatch.setattr("sparse_bitnet.kernels.dispatch.Operator.run", lambda self, x, *_: x.new_zeros(len(x), 4))
+    with pytest.raises(ValueError, match=r"packed_linear is wrong on i2 and \(1, 16, 4\): no speed is told"):
+        check_packed_linear(weight, layout, (1, 9))
+
+
+def test_bench_linear_needs_the_native_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparse_bitnet.kernels.dispatch.Operator.obstacle", lambda self, backend: "no compiler")
+    answer = CliRunner().invoke(app, ["bench", "linear"])
+    assert str(answer.exception) == "bench linear measures the native kernels: no compiler"
+
+
+def test_bench_linear_prints_and_writes_what_it_measures(tmp_path: Path) -> None:
+    need_native_kernels()
+    file = tmp_path / "linear.json"
+    small = "--hidden 64 --ffn 96 --kv 16 --layers 1 --formats i2,g4s3 --threads 1 --tokens 1,9 --rounds 1"
+    answer = CliRunner().invoke(app, ["bench", "linear", *small.split(), "--json", str(file)])
+    assert answer.exit_code == 0, answer.output
+    assert "g4s3" in answer.output
+    written = json.loads(file.read_text())
+    assert {"command", "commit", "versions", "seed", "cpu", "linears"} <= set(written)
+    answer = CliRunner().invoke(app, ["bench", "linear", "--threads", "1,x"])
+    assert str(answer.exception) == "--threads 1,x: give positive numbers, separated by commas"
+
+
+@pytest.mark.parametrize("wrong", [["--shapes", "8960"], ["--shapes", "8x0"], ["--tokens", "2k"]])
+def test_a_size_that_is_none_is_refused_in_a_line(wrong: list[str]) -> None:
+    answer = CliRunner().invoke(app, ["bench", "products", "--device", "cpu", *wrong])
+    assert isinstance(answer.exception, ValueError)
+    assert str(answer.exception).startswith(f"{wrong[0]} {wrong[1]}: give")
+
+
+def test_products_are_measured_beside_the_dense_one(tmp_path: Path) -> None:
+    file = tmp_path / "products.json"
+    sizes = ["--shapes", "64x128", "--tokens", "40", "--patterns", "6:8"]
+    answer = CliRunner().invoke(app, ["bench", "products", "--device", "cpu", *sizes, "--json", str(file)])
+    assert answer.exit_code == 0, answer.output
+    (row,) = json.loads(file.read_text())["products"]
+    assert row["times_bf16"] == pytest.approx(row["bf16_ms"] / row["ours_ms"])
 
 
 def test_the_commands_print_and_write_what_they_measure(tmp_path: Path) -> None:

@@ -15,12 +15,25 @@ from torch.nn import functional as F
 
 from numerics import oracle
 from sparse_bitnet.formats import i2
-from sparse_bitnet.kernels.packed_linear import PackedLayout, packed_linear
+from sparse_bitnet.kernels.dispatch import FORCE_VARIABLE
+from sparse_bitnet.kernels.packed_linear import OPERATOR, PackedLayout, packed_linear
 from sparse_bitnet.kernels.packed_linear.reference import WIDEST_EXACT_IN_FP32, integer_product
 from sparse_bitnet.numerics.activation import fake_quantize_activation
 from sparse_bitnet.numerics.ternary import dequantize_weight
 
 KINDS = ["int8", "int4", "none"]
+
+
+@pytest.fixture(autouse=True, params=["reference", "the-best"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test runs on the reference, and on whatever this machine has that is faster."""
+    monkeypatch.delenv(FORCE_VARIABLE, raising=False)
+    if request.param == "reference":
+        monkeypatch.setenv(FORCE_VARIABLE, "reference")
+    else:
+        obstacles = [OPERATOR.obstacle(one) for one in OPERATOR.backends if one.name != "reference"]
+        if None not in obstacles:
+            pytest.skip(f"no faster backend here: {'; '.join(filter(None, obstacles))}")
 
 
 @dataclass

@@ -6,9 +6,11 @@ from collections.abc import Iterable
 
 import torch
 
-from sparse_bitnet.kernels import effective_weight, quantize_activation
+from sparse_bitnet.kernels import effective_weight, packed_linear, quantize_activation
 from sparse_bitnet.kernels.effective_weight import empty_scale
 from sparse_bitnet.kernels.effective_weight import reference as effective_weight_reference
+from sparse_bitnet.kernels.packed_linear import PackedLayout
+from sparse_bitnet.kernels.packed_linear import reference as packed_linear_reference
 from sparse_bitnet.numerics.activation import fake_quantize_activation
 from sparse_bitnet.recipe import Recipe
 
@@ -31,3 +33,13 @@ def check_kernels(shapes: Iterable[tuple[int, int]], recipe: Recipe, dtype: torc
         expected_fake = fake_quantize_activation(x, recipe.activations, dtype)
         if not torch.allclose(fake, expected_fake, rtol=torch.finfo(dtype).eps, atol=0):
             raise ValueError(f"quantize_activation is wrong on {tuple(x.shape)}: no speed is told, run its tests")
+
+
+def check_packed_linear(weight: torch.Tensor, layout: PackedLayout, tokens: Iterable[int]) -> None:
+    """ValueError where the chosen backend is not equal to the reference on this packed weight [O, B]."""
+    for count in tokens:
+        x = torch.randn(count, layout.in_features)
+        arguments = (x, weight, torch.ones(1), None, layout)
+        if not torch.equal(packed_linear.OPERATOR.run(*arguments), packed_linear_reference.run(*arguments)):
+            shape = (count, layout.in_features, weight.shape[0])
+            raise ValueError(f"packed_linear is wrong on {layout.format} and {shape}: no speed is told, run its tests")

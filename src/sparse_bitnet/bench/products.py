@@ -13,7 +13,7 @@ Weights are taken in turn from several copies that together fill twice the cache
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,7 @@ LARGEST_FP8 = 448.0
 
 
 def bench_products(
-    shapes: list[tuple[int, int]], tokens: list[int], patterns: list[str], device: torch.device
+    shapes: Sequence[tuple[int, int]], tokens: Sequence[int], patterns: Sequence[str], device: torch.device
 ) -> list[dict[str, Any]]:
     """A row for each shape [O, I], number of tokens and pattern: milliseconds, and ratios to bf16 and fp8.
 

@@ -1,4 +1,4 @@
-"""`sparse-bitnet bench train | kernels | products`"""
+"""`sparse-bitnet bench train | kernels | products | linear`"""
 
 from __future__ import annotations
 
@@ -102,9 +102,8 @@ def products(
     from sparse_bitnet.bench.products import bench_products
 
     torch.manual_seed(0)
-    sizes = [(int(rows), int(columns)) for rows, _, columns in (shape.partition("x") for shape in shapes.split(","))]
     target = torch.device(choose_device(device))
-    rows = bench_products(sizes, [int(count) for count in tokens.split(",")], patterns.split(","), target)
+    rows = bench_products(_shapes(shapes), _numbers("tokens", tokens), patterns.split(","), target)
     names = ("bf16", "fp8", "cusparselt", "ours", "bf16+", "fp8+", "ours+")
     print(f"{'shape':<14}{'tokens':>7} {'n:m':<6}{''.join(f'{name:>11}' for name in names)} ms    of sparse peak")
     for row in rows:
@@ -112,6 +111,65 @@ def products(
         shape = " x ".join(map(str, row["shape"]))
         print(f"{shape:<14}{row['tokens']:>7} {row['pattern']:<6}{times}{100 * row['share_of_sparse_peak']:>14.1f} %")
     _write(json, {"products": rows}, seed=0)
+
+
+@app.command("linear")
+def linear(
+    hidden: Annotated[int, typer.Option(min=4, help="Width of the model.")] = 1536,
+    ffn: Annotated[int, typer.Option(min=4, help="Width within its MLPs.")] = 4096,
+    kv: Annotated[int, typer.Option(min=1, help="Width of keys and of values.")] = 256,
+    layers: Annotated[int, typer.Option(min=1, help="Layers, each with weights of its own.")] = 24,
+    formats: Annotated[str, typer.Option(help="Separated by commas.")] = "i2,t5,g4,g4s3",
+    threads: Annotated[str, typer.Option(help="Separated by commas.")] = "1,2",
+    tokens: Annotated[str, typer.Option(help="At a time: 1 is decoding, more a prompt.")] = "1,512",
+    rounds: Annotated[int, typer.Option(min=1, help="How often all is measured.")] = 9,
+    json: JsonFile = None,
+) -> None:
+    """The packed linears of a model on a CPU, beside reading the same bytes, and the reference."""
+    from sparse_bitnet.kernels.packed_linear import NATIVE, OPERATOR
+
+    obstacle = OPERATOR.obstacle(NATIVE)
+    if obstacle is not None:
+        raise ValueError(f"bench linear measures the native kernels: {obstacle}")
+    from sparse_bitnet.bench.linear import LinearBench, bench_linear
+
+    bench = LinearBench(
+        hidden,
+        ffn,
+        kv,
+        layers,
+        tuple(formats.split(",")),
+        _numbers("threads", threads),
+        _numbers("tokens", tokens),
+        rounds,
+    )
+    result = bench_linear(bench)
+    print(f"{result['weights']:,} weights in {layers} layers, {result['instruction_set']}")
+    print(
+        f"{'format':<8}{'bits':>5}{'threads':>9}{'tokens':>8}{'tokens/s':>11}{'Gweights/s':>12}{'of read roof':>14}"
+        f"{'x ' + bench.formats[0]:>7}{'x reference':>13}{'op, tokens/s':>14}"
+    )
+    for row in result["linears"]:
+        share = f"{100 * row['share_of_roof']:.0f} %" if "share_of_roof" in row else "-"
+        print(
+            f"{row['format']:<8}{row['bits']:>5g}{row['threads']:>9}{row['tokens']:>8}{row['tokens_per_second']:>11,.1f}"
+            f"{row['gigaweights_per_second']:>12,.1f}{share:>14}{row['times_first']:>7.2f}{row['times_reference']:>13,.0f}"
+            f"{row['op_tokens_per_second']:>14,.1f}"
+        )
+    _write(json, result, bench.seed)
+
+
+def _numbers(name: str, text: str) -> tuple[int, ...]:
+    if not all(part.isdigit() and int(part) for part in text.split(",")):
+        raise ValueError(f"--{name} {text}: give positive numbers, separated by commas")
+    return tuple(map(int, text.split(",")))
+
+
+def _shapes(text: str) -> list[tuple[int, int]]:
+    sizes = [part.split("x") for part in text.split(",")]
+    if not all(len(size) == 2 and all(side.isdigit() and int(side) for side in size) for size in sizes):
+        raise ValueError(f"--shapes {text}: give out_features x in_features, separated by commas, as in 2048x11008")
+    return [(int(rows), int(columns)) for rows, columns in sizes]
 
 
 def _write(json: Any, result: dict[str, Any], seed: int) -> None:

@@ -24,10 +24,14 @@ FORCE_VARIABLE = "SPARSE_BITNET_BACKEND"
 
 @dataclass(frozen=True)
 class Backend:
-    """A backend's name, which is its module's name too, and the packages that this module imports at its head."""
+    """A backend's name, which is its module's name too, and the packages that this module imports at its head.
+
+    remedy  how to get those packages, where `pip install` of their name is not the way
+    """
 
     name: str
     needs: tuple[str, ...] = ()
+    remedy: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Operator:
 def _obstacle(package: str, backend: Backend) -> str | None:
     missing = [needed for needed in backend.needs if not _is_installed(needed)]
     if missing:
-        return f"needs the package {missing[0]}, which is not installed"
+        return f"needs the package {missing[0]}, which is not installed{backend.remedy and ': ' + backend.remedy}"
     return _module(package, backend).obstacle()
 
 

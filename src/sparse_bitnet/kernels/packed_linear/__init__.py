@@ -16,7 +16,12 @@ from sparse_bitnet.kernels.dispatch import Backend, Operator
 from sparse_bitnet.numerics.ternary import Parts
 from sparse_bitnet.recipe import Activations
 
-OPERATOR = Operator(__name__, (Backend("reference"),))
+NATIVE = Backend(
+    "cpu_native",
+    needs=("sparse_bitnet._native",),
+    remedy="install a C++ compiler (g++ or clang++), then run `pip install` of sparse-bitnet again",
+)
+OPERATOR = Operator(__name__, (NATIVE, Backend("reference")))
 
 
 @dataclass(frozen=True)
