@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
-from sparse_bitnet import NMPattern, SparseBitNetCallback
+from sparse_bitnet import NMPattern, Recipe, SparseBitNetCallback
+from sparse_bitnet.nn.sparse_forward import Shape
+from sparse_bitnet.nn.stored_settings import named_layers
 from sparse_bitnet.training.schedules import dense_to_sparse
 from sparse_bitnet.training.trainer import Trainer as SparseBitNetTrainer
 
@@ -83,3 +85,38 @@ def test_a_dense_model_is_left_in_peace(dense_model: Callable[..., PreTrainedMod
     )
     trainer.train()
     assert "flip_rate" not in trainer.state.log_history[0]
+
+
+def test_sparse_shapes_are_chosen_once_a_pattern_and_used_in_their_stage(
+    latent_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    asked: list[str] = []
+    used: list[bool] = []
+
+    def choose(shapes: Collection[Shape], recipe: Recipe) -> Collection[Shape]:
+        asked.append(str(recipe.pattern))
+        return set(shapes)
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args: object, state: object, control: object, **kwargs: object) -> None:
+            layers = [layer for _, layer in named_layers(kwargs["model"])]  # type: ignore[arg-type]
+            used.append(all(layer.step_fragments is not None for layer in layers))  # type: ignore[union-attr]
+
+    losses = []
+    for sparse_shapes in (None, choose):
+        torch.manual_seed(0)
+        schedule = dense_to_sparse(NMPattern(2, 4), 0.5)
+        trainer = Trainer(
+            model=latent_model(),
+            args=arguments(tmp_path),
+            train_dataset=examples(),
+            callbacks=[
+                SparseBitNetCallback(dense_to_sparse(NMPattern(2, 4), 0.5), sparse_shapes=sparse_shapes),
+                Watch(),
+            ],
+        )
+        trainer.train()
+        losses.append([event["loss"] for event in trainer.state.log_history if "loss" in event])
+    assert asked == ["2:4", "4:4"]
+    assert used == [False] * 6 + [False] * 3 + [True] * 3  # a dense pattern has no form for sparse tensor cores
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)

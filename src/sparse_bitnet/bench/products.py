@@ -36,6 +36,9 @@ REPEATS = 20
 SPARSE_INT8_PEAK = 3.958e15  # operations a second, zeros counted, by the data sheet of H100 SXM and H200
 LARGEST_FP8 = 448.0
 
+System = tuple[Callable[[Tensor], object], list[Tensor]]
+"""A product, and the weights that it takes in turn."""
+
 
 def bench_products(
     shapes: Sequence[tuple[int, int]], tokens: Sequence[int], patterns: Sequence[str], device: torch.device
@@ -76,29 +79,16 @@ def _row(shape: tuple[int, int], tokens: int, pattern: NMPattern, device: torch.
         raise ValueError(f"sparse_product is wrong on weights of {shape}: no speed is told, run its tests")
 
     dense = [weight.to(x.dtype) for weight in weights]
-    systems: dict[str, tuple[Callable[[Tensor], object], list[Tensor]]] = {
+    systems: dict[str, System] = {
         "bf16": (partial(F.linear, x), dense),
         "bf16+": (lambda weight: F.linear(FAKE_QUANTIZE.run(x, "int8", x.dtype), weight), dense),
         "ours": (ours, fragments),
         "ours+": (lambda weight: ours(weight, *QUANTIZE_LIFTED.run(x, "int8", pattern.m)), fragments),
     }
     if device.type == "cuda":
-        eighths = [weight.to(torch.float8_e4m3fn).T for weight in weights]
-        narrow, narrow_scale = _fp8(x)
-        ones = torch.ones(1, height, device=device)
-        systems["fp8"] = (
-            lambda weight: torch._scaled_mm(narrow, weight, narrow_scale, ones, out_dtype=x.dtype),
-            eighths,
-        )
-        compiled = torch.compile(_fp8, dynamic=False)
-        compiled(x)
-        systems["fp8+"] = (
-            lambda weight: torch._scaled_mm(*_interleave(compiled(x), weight, ones), out_dtype=x.dtype),
-            eighths,
-        )
-        library = _cusparselt([lift_weight(weight, pattern.m) for weight in weights], codes, row_scale, x.dtype)
-        if library is not None:
-            systems["cusparselt"] = library
+        systems |= _fp8_systems(weights, x)
+        lifted = [lift_weight(weight, pattern.m) for weight in weights]
+        systems |= _cusparselt_system(lifted, codes, row_scale, x.dtype)
     row: dict[str, Any] = {"shape": list(shape), "tokens": tokens, "pattern": str(pattern)}
     for name, (run, operands) in systems.items():
         row[f"{name}_ms"] = milliseconds(lambda r=run, o=operands: [r(one) for one in o], REPEATS, device) / copies
@@ -113,29 +103,32 @@ def _row(shape: tuple[int, int], tokens: int, pattern: NMPattern, device: torch.
     return row
 
 
+def _fp8_systems(weights: list[Tensor], x: Tensor) -> dict[str, System]:
+    eighths = [weight.to(torch.float8_e4m3fn).T for weight in weights]
+    ones = torch.ones(1, weights[0].shape[0], device=x.device)
+    quantize = torch.compile(_fp8, dynamic=False)
+    narrow, scale = quantize(x)
+
+    def product(weight: Tensor, narrow: Tensor = narrow, scale: Tensor = scale) -> Tensor:
+        return torch._scaled_mm(narrow, weight, scale, ones, out_dtype=x.dtype)
+
+    return {"fp8": (product, eighths), "fp8+": (lambda weight: product(weight, *quantize(x)), eighths)}
+
+
 def _fp8(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [T, I] -> e4m3 [T, I] and its scale [T, 1], by which it is multiplied to come back."""
     scale = x.abs().amax(-1, keepdim=True).float().clamp(min=1e-5) / LARGEST_FP8
     return (x / scale).to(torch.float8_e4m3fn), scale
 
 
-def _interleave(quantised: tuple[Tensor, Tensor], weight: Tensor, ones: Tensor) -> tuple[Tensor, ...]:
-    narrow, scale = quantised
-    return narrow, weight, scale, ones
-
-
-def _cusparselt(
-    weights: list[Tensor], codes: Tensor, row_scale: Tensor, dtype: torch.dtype
-) -> tuple[Callable[[Tensor], object], list[Tensor]] | None:
-    """NVIDIA's sparse product by the algorithm that its search chooses, None where torch cannot run it."""
-    if not torch.backends.cusparselt.is_available() or weights[0].shape[0] % 32 or weights[0].shape[1] % 32:
-        return None
-    compressed = [torch._cslt_compress(weight) for weight in weights]
-    alpha = row_scale.expand(weights[0].shape[0]).contiguous()
-    chosen = torch._cslt_sparse_mm_search(compressed[0], codes.T, alpha=alpha, out_dtype=dtype, transpose_result=True)
-    return (
-        lambda weight: torch._cslt_sparse_mm(
-            weight, codes.T, alpha=alpha, out_dtype=dtype, transpose_result=True, alg_id=chosen
-        ),
-        compressed,
-    )
+def _cusparselt_system(lifted: list[Tensor], codes: Tensor, row_scale: Tensor, dtype: torch.dtype) -> dict[str, System]:
+    """NVIDIA's sparse product by the algorithm that its search chooses; nothing where torch cannot run it."""
+    height, width = lifted[0].shape
+    if not torch.backends.cusparselt.is_available() or height % 32 or width % 32:
+        return {}
+    compressed = [torch._cslt_compress(weight) for weight in lifted]
+    settings: Any = {"alpha": row_scale.expand(height).contiguous(), "out_dtype": dtype, "transpose_result": True}
+    chosen = torch._cslt_sparse_mm_search(compressed[0], codes.T, **settings)
+    return {
+        "cusparselt": (lambda weight: torch._cslt_sparse_mm(weight, codes.T, alg_id=chosen, **settings), compressed)
+    }

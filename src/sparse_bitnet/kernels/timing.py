@@ -20,7 +20,7 @@ def milliseconds(run: Callable[[], object], repeats: int, device: torch.device) 
         run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # what other threads do is their affair
         run()
     for _ in range(3):
         graph.replay()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Collection
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from sparse_bitnet.nn.sparse_forward import Shape
 from sparse_bitnet.nn.step_weights import StepWeights
 from sparse_bitnet.nn.stored_settings import named_layers
 from sparse_bitnet.nn.swap import set_pattern
-from sparse_bitnet.recipe import Recipe
+from sparse_bitnet.recipe import NMPattern, Recipe
 from sparse_bitnet.training.monitors import MaskMonitor, non_finite_tensors
 from sparse_bitnet.training.schedules import PatternSchedule, falling_share
 from sparse_bitnet.training.sharding import whole_tensor
@@ -39,7 +39,7 @@ class SparseBitNetCallback(TrainerCallback):
     weight_decay_until  share of the steps at which the weight decay, falling in a line, has reached 0; None keeps it
     metrics_file        JSON lines, one a log event, with the readings of every layer
     sparse_shapes       picks, from the shapes [O, I] of the layers, those whose forward products run on sparse tensor
-                        cores, at the beginning and with every new pattern; None picks none
+                        cores; asked once for each pattern of the schedule; None picks none
 
     The layers' effective weights are made once an optimizer step (see `StepWeights`). With each log event the callback
     adds `pattern`, `flip_rate`, `zeros`, `zeros_natural`, `zeros_masked` and `polarisation` (see `LayerReading`) to the
@@ -62,6 +62,7 @@ class SparseBitNetCallback(TrainerCallback):
         self.sparse_shapes = sparse_shapes
         self.monitor = MaskMonitor()
         self._step_weights: StepWeights | None = None
+        self._shapes_by_pattern: dict[NMPattern, Collection[Shape]] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -72,7 +73,7 @@ class SparseBitNetCallback(TrainerCallback):
         self.monitor.read(kwargs["model"])
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         self._step_weights = StepWeights(kwargs["model"], dtype)
-        self._choose_sparse_shapes(kwargs["model"])
+        self._choose_sparse_shapes(kwargs["model"], self._step_weights)
         if self.metrics_file is not None and state.is_world_process_zero:
             _drop_steps_after(self.metrics_file, state.global_step)
 
@@ -147,12 +148,19 @@ class SparseBitNetCallback(TrainerCallback):
         layers = (layer for _, layer in named_layers(model) if isinstance(layer, SparseBitLinear))
         if any(layer.recipe.pattern != wanted for layer in layers):
             set_pattern(model, wanted)
-            self._choose_sparse_shapes(model)
+            if self._step_weights is not None:
+                self._step_weights.sparse_shapes = self._shapes_by_pattern.get(wanted, ())
 
-    def _choose_sparse_shapes(self, model: nn.Module) -> None:
+    def _choose_sparse_shapes(self, model: nn.Module, step_weights: StepWeights) -> None:
+        """For each pattern that will come, now: later a measurement would find memory and streams in use."""
         recipe = next((layer.recipe for _, layer in named_layers(model)), None)
-        if self.sparse_shapes is not None and self._step_weights is not None and recipe is not None:
-            self._step_weights.sparse_shapes = self.sparse_shapes(self._step_weights.shapes, recipe)
+        if self.sparse_shapes is None or recipe is None:
+            return
+        patterns = {recipe.pattern} if self.schedule is None else {pattern for _, pattern in self.schedule.stages}
+        for pattern in sorted(patterns, key=str):
+            chosen = self.sparse_shapes(step_weights.shapes, replace(recipe, pattern=pattern))
+            self._shapes_by_pattern[pattern] = chosen
+        step_weights.sparse_shapes = self._shapes_by_pattern[recipe.pattern]
 
 
 def looks_for_nan(state: TrainerState, device: torch.device) -> bool:
