@@ -111,7 +111,7 @@ def test_sparse_shapes_are_chosen_once_a_pattern_and_used_in_their_stage(
             args=arguments(tmp_path),
             train_dataset=examples(),
             callbacks=[
-                SparseBitNetCallback(dense_to_sparse(NMPattern(2, 4), 0.5), sparse_shapes=sparse_shapes),
+                SparseBitNetCallback(schedule, sparse_shapes=sparse_shapes),
                 Watch(),
             ],
         )

@@ -129,17 +129,24 @@ def remove_directory(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write a small file whole or not at all; OSError names it."""
-    staging = file.with_name(f".{file.name}.incomplete")
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Yields a hidden name beside the file `target`, which the file gets when the block ends well; OSError names it."""
+    staging = target.with_name(f".{target.name}.incomplete")
     try:
-        staging.write_text(text, encoding="utf-8")
+        yield staging
         _flush(staging)
-        staging.replace(file)
+        staging.replace(target)
     except OSError as error:
-        raise OSError(f"{file} could not be written ({error})") from error
+        raise OSError(f"{target} could not be written ({error})") from error
     finally:
         staging.unlink(missing_ok=True)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a small file whole or not at all; OSError names it."""
+    with whole_file(file) as staging:
+        staging.write_text(text, encoding="utf-8")
 
 
 def _flush(path: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from sparse_bitnet.cli import bench, convert, demo, doctor, eval, generate, init, inspect, train
+from sparse_bitnet.cli import bench, convert, demo, doctor, eval, export, generate, init, inspect, train
 
 DEBUG_VARIABLE = "SPARSE_BITNET_DEBUG"
 
@@ -23,6 +23,7 @@ app.command("init")(init.init)
 app.command("train")(train.train)
 app.command("convert")(convert.convert)
 app.command("inspect")(inspect.inspect)
+app.add_typer(export.app, name="export")
 app.add_typer(eval.app, name="eval")
 app.command("generate")(generate.generate)
 app.add_typer(bench.app, name="bench")

@@ -1,0 +1,74 @@
+"""A tokenizer.json as the metadata of a GGUF file: byte-level BPEs, by the name that llama.cpp has for their rules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+from sparse_bitnet.corpus.tokenizer import TOKENIZER_FILE, load_tokenizer
+
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+RULES = {WORDS % "": "qwen2", WORDS % "{1,3}": "llama-bpe", None: "gpt-2"}
+"""How text is cut into words before the BPE -> the name of that in llama.cpp; None: by the ByteLevel step itself."""
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, directory: Path, config: Any) -> tuple[str, ...]:
+    """The tokenizer in `directory` into the file; remarks for the user. ValueError for one that llama.cpp has not."""
+    file = directory / TOKENIZER_FILE
+    if not file.exists():
+        writer.add_tokenizer_model("no_vocab")
+        return (f"{directory} has no {TOKENIZER_FILE}: the file takes and gives token numbers only",)
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    model = stored["model"]
+    if model.get("type") != "BPE" or not _is_byte_level(stored):
+        raise ValueError(
+            f"{file}: a tokenizer of type {model.get('type')} that is no byte-level BPE cannot be exported"
+        )
+    rules = _word_rules(stored)
+    if rules not in RULES:
+        raise ValueError(f"{file} cuts words in a way that llama.cpp has no name for here: {rules}")
+    tokens = [f"[PAD{index}]" for index in range(config.vocab_size)]
+    types = [gguf.TokenType.UNUSED] * config.vocab_size
+    for token, index in model["vocab"].items():
+        tokens[index], types[index] = token, gguf.TokenType.NORMAL
+    for added in stored.get("added_tokens", []):
+        special = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
+        tokens[added["id"]], types[added["id"]] = added["content"], special
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(RULES[rules])
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges([one if isinstance(one, str) else " ".join(one) for one in model["merges"]])
+    loaded: Any = load_tokenizer(str(directory))
+    begins = config.bos_token_id if loaded.bos_token_id is None else loaded.bos_token_id
+    ends = config.eos_token_id if loaded.eos_token_id is None else loaded.eos_token_id
+    if begins is not None:
+        writer.add_bos_token_id(begins)
+    if ends is not None:
+        writer.add_eos_token_id(ends[0] if isinstance(ends, list) else ends)
+    if loaded.pad_token_id is not None:
+        writer.add_pad_token_id(loaded.pad_token_id)
+    writer.add_add_bos_token(begins is not None and loaded("a")["input_ids"][:1] == [begins])
+    if isinstance(loaded.chat_template, str):
+        writer.add_chat_template(loaded.chat_template)
+    return ()
+
+
+def _steps(stored: dict[str, Any]) -> list[dict[str, Any]]:
+    step = stored.get("pre_tokenizer") or {}
+    return step["pretokenizers"] if step.get("type") == "Sequence" else [step]
+
+
+def _is_byte_level(stored: dict[str, Any]) -> bool:
+    return any(step.get("type") == "ByteLevel" for step in _steps(stored))
+
+
+def _word_rules(stored: dict[str, Any]) -> str | None:
+    """The expression by which words are cut, None where ByteLevel does it."""
+    splits = [step for step in _steps(stored) if step.get("type") == "Split"]
+    return splits[0]["pattern"].get("Regex", "") if splits else None
