@@ -1,7 +1,8 @@
-"""`sparse-bitnet export gguf MODEL FILE`"""
+"""`sparse-bitnet export gguf MODEL FILE | hf-bitnet MODEL DIRECTORY`"""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,9 @@ def gguf(
     ] = "auto",
     json: JsonFile = None,
 ) -> None:
-    """A file for llama.cpp, ollama, LM Studio: stock ones, no plugin. Qwen2, Qwen3 and Llama models."""
+    """A file for stock llama.cpp: Qwen2, Qwen3 and Llama models, tokenizer included."""
+    if find_spec("gguf") is None:
+        raise ValueError("export gguf needs the package gguf: pip install 'sparse-bitnet[gguf]'")
     from sparse_bitnet.interop.gguf import export_gguf
 
     written = export_gguf(model, output, type)
@@ -36,3 +39,18 @@ def gguf(
     for remark in written.remarks:
         print(remark)
     write_json(json, {"file": str(output), "bytes": written.bytes, "tensors": written.tensors})
+
+
+@app.command("hf-bitnet")
+def hf_bitnet(
+    model: Annotated[str, typer.Argument(help="Checkpoint of `train` or `convert`.")],
+    output: Annotated[Path, typer.Argument(help="Directory to write; must not exist.")],
+    max_shard_size: Annotated[str, typer.Option(help="Largest weight file.")] = "5GB",
+    json: JsonFile = None,
+) -> None:
+    """A directory for stock transformers, without this package: 2 bits a weight on disk, dense in memory."""
+    from sparse_bitnet.interop.hf_bitnet import export_hf_bitnet
+
+    size = export_hf_bitnet(model, output, max_shard_size)
+    print(f"{output}: {size / 1e6:,.1f} MB, quant_method bitnet")
+    write_json(json, {"directory": str(output), "bytes": size})
