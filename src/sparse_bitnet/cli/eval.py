@@ -1,7 +1,8 @@
-"""`sparse-bitnet eval ppl MODEL --text FILE`"""
+"""`sparse-bitnet eval ppl MODEL --text FILE | eval tasks MODEL --tasks FILE`"""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
@@ -60,3 +61,31 @@ def ppl(
         )
     print(result)
     write_json(json, {"model": model, "text": text, **result.to_dict()})
+
+
+@app.command()
+def tasks(
+    model: Annotated[str, typer.Argument(help="Any causal language model: a directory or a Hub id.")],
+    tasks: Annotated[
+        list[str],
+        typer.Option(
+            help="File or directory of questions (.jsonl; .xz, .gz, .zst), or a name of the harness; repeatable."
+        ),
+    ],
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions a task; all without it.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 8,
+    device: Device = "auto",
+    json: JsonFile = None,
+) -> None:
+    """Zero-shot accuracy by lm-evaluation-harness."""
+    if find_spec("lm_eval") is None:
+        raise ValueError("eval tasks needs the package lm-eval: pip install 'sparse-bitnet[tasks]'")
+    from sparse_bitnet.checkpoint.loading import open_model
+    from sparse_bitnet.checkpoint.provenance import provenance
+    from sparse_bitnet.corpus.tokenizer import load_tokenizer
+    from sparse_bitnet.evaluation.tasks import evaluate_tasks
+
+    opened = open_model(model, device=choose_device(device))
+    results = evaluate_tasks(opened, load_tokenizer(model), tasks, limit, batch_size)
+    print(results)
+    write_json(json, {**provenance(), "model": model, "limit": limit, **results.to_dict()})
