@@ -139,8 +139,12 @@ def test_what_the_tensor_cores_cannot_take_is_refused_with_the_reason() -> None:
     codes = random_codes(12, 64, "2:4").cuda()
     lifted, scale = quantize_lifted.quantize_lifted(torch.randn(3, 64).cuda(), "int8", 4)
     one, fragments = scale.new_ones(1), packed(codes, 4)
-    explain = sparse_product.OPERATOR.explain
-    assert "out_features=12" in explain(lifted, scale, fragments, one, None, 12, torch.bfloat16)
-    assert "torch.float32" in explain(lifted, scale, fragments, one, None, 16, torch.float32)
-    assert "8 lifted columns" in explain(lifted[:, :8], scale, fragments, one, None, 16, torch.bfloat16)
-    assert "on cpu" in explain(lifted.cpu(), scale, fragments, one, None, 16, torch.bfloat16)
+
+    def explain(codes: Tensor, rows: int, dtype: torch.dtype) -> str:
+        weight = sparse_product.SparseWeight(fragments, one, None, rows)
+        return sparse_product.OPERATOR.explain(codes, scale, weight, dtype)
+
+    assert "out_features=12" in explain(lifted, 12, torch.bfloat16)
+    assert "torch.float32" in explain(lifted, 16, torch.float32)
+    assert "8 lifted columns" in explain(lifted[:, :8], 16, torch.bfloat16)
+    assert "on cpu" in explain(lifted.cpu(), 16, torch.bfloat16)

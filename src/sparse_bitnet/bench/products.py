@@ -25,7 +25,7 @@ from sparse_bitnet.formats.windows import lift_weight
 from sparse_bitnet.kernels.quantize_activation import OPERATOR as FAKE_QUANTIZE
 from sparse_bitnet.kernels.quantize_lifted import OPERATOR as QUANTIZE_LIFTED
 from sparse_bitnet.kernels.sparse_product import OPERATOR as SPARSE_PRODUCT
-from sparse_bitnet.kernels.sparse_product import reference
+from sparse_bitnet.kernels.sparse_product import SparseWeight, reference
 from sparse_bitnet.kernels.timing import milliseconds
 from sparse_bitnet.kernels.weight_fragments import empty_fragments, write_fragments
 from sparse_bitnet.numerics.nm_mask import nm_mask
@@ -70,11 +70,12 @@ def _row(shape: tuple[int, int], tokens: int, pattern: NMPattern, device: torch.
     codes, token_scale = QUANTIZE_LIFTED.run(x, "int8", pattern.m)
 
     def ours(weight: Tensor, codes: Tensor = codes, scale: Tensor = token_scale) -> Tensor:
-        return SPARSE_PRODUCT.run(codes, scale, weight, row_scale, None, height, x.dtype)
+        return SPARSE_PRODUCT.run(codes, scale, SparseWeight(weight, row_scale, None, height), x.dtype)
 
     few = slice(0, 512)
     found = ours(fragments[0], codes[few].contiguous(), token_scale[few].contiguous())
-    expected = reference.run(codes[few], token_scale[few], fragments[0], row_scale, None, height, x.dtype)
+    first = SparseWeight(fragments[0], row_scale, None, height)
+    expected = reference.run(codes[few], token_scale[few], first, x.dtype)
     if not torch.allclose(found, expected, rtol=2**-7, atol=1e-6):
         raise ValueError(f"sparse_product is wrong on weights of {shape}: no speed is told, run its tests")
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_bitnet.formats.windows import lift_activation, lift_obstacle, lifted_width, lower_activation
-from sparse_bitnet.kernels import sparse_product as product
 from sparse_bitnet.kernels.quantize_activation import fake_quantize_activation
 from sparse_bitnet.kernels.quantize_lifted import quantize_lifted
+from sparse_bitnet.kernels.sparse_product import OPERATOR, SparseWeight, sparse_product
 from sparse_bitnet.kernels.timing import milliseconds
 from sparse_bitnet.kernels.weight_fragments import empty_fragments, write_fragments
 from sparse_bitnet.numerics.activation import quantize_activation
@@ -47,7 +47,7 @@ def sparse_tensor_core_obstacle(device: torch.device, dtype: torch.dtype) -> str
     """Why no sparse tensor cores give results in `dtype` on this device; None where they do."""
     codes, one = torch.zeros(1, 64, dtype=torch.int8, device=device), torch.ones(1, 1, device=device)
     fragments = empty_fragments(torch.zeros(8, 64, device=device), 4)
-    first = product.OPERATOR.explain(codes, one, fragments, one[0], None, 8, dtype).splitlines()[0]
+    first = OPERATOR.explain(codes, one, SparseWeight(fragments, one[0], None, 8), dtype).splitlines()[0]
     answer = first.partition(": ")[2]
     return None if answer == "yes" else answer
 
@@ -87,7 +87,7 @@ class _SparseLinear(torch.autograd.Function):
         ctx.save_for_backward(saved, scale, effective)
         ctx.dtype, ctx.bias_dtype = x.dtype, None if bias is None else bias.dtype
         added = None if bias is None else bias.float()
-        return product.sparse_product(codes, scale, fragments, row_scale, added, effective.shape[0], effective.dtype)
+        return sparse_product(codes, scale, fragments, row_scale, added, effective.shape[0], effective.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -143,6 +143,6 @@ def _forward_products(x: Tensor, effective: Tensor, recipe: Recipe) -> tuple[Cal
     @torch.no_grad()
     def sparse() -> Tensor:
         codes, scale = quantize_lifted(x, recipe.activations, m)
-        return product.sparse_product(codes, scale, fragments, one, None, effective.shape[0], x.dtype)
+        return sparse_product(codes, scale, fragments, one, None, effective.shape[0], x.dtype)
 
     return dense, sparse, lambda: write_fragments([effective], m, [fragments])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparse_bitnet.kernels import cuda_device
+from sparse_bitnet.kernels.sparse_product import SparseWeight
 
 SOURCE = Path(__file__).with_suffix(".cu")
 WARPGROUPS, CLUSTER, STAGES, ROWS, TOKENS, DEPTH = 2, 2, 4, 64, 256, 128  # as in the source
@@ -24,15 +25,7 @@ RESULTS = {torch.bfloat16: '"bf16"', torch.float16: '"f16"'}
 obstacle = cuda_device.obstacle
 
 
-def supports(
-    codes: Tensor,
-    token_scale: Tensor,
-    fragments: Tensor,
-    row_scale: Tensor,
-    bias: Tensor | None,
-    out_features: int,
-    dtype: torch.dtype,
-) -> str | None:
+def supports(codes: Tensor, token_scale: Tensor, weight: SparseWeight, dtype: torch.dtype) -> str | None:
     if not codes.is_cuda:
         return f"the activations are on {codes.device.type}"
     if dtype not in RESULTS:
@@ -41,37 +34,30 @@ def supports(
         return f"{codes.shape[-1]} lifted columns are not a multiple of 16"
     if codes.shape[-1] > MOST_COLUMNS:
         return f"{codes.shape[-1]} lifted columns are more than {MOST_COLUMNS}"
-    if out_features % 8:
-        return f"out_features={out_features} are not a multiple of 8"
+    if weight.out_features % 8:
+        return f"out_features={weight.out_features} are not a multiple of 8"
     return None
 
 
-def run(
-    codes: Tensor,
-    token_scale: Tensor,
-    fragments: Tensor,
-    row_scale: Tensor,
-    bias: Tensor | None,
-    out_features: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    y = codes.new_empty(*codes.shape[:-1], out_features, dtype=dtype)
+def run(codes: Tensor, token_scale: Tensor, weight: SparseWeight, dtype: torch.dtype) -> Tensor:
+    y = codes.new_empty(*codes.shape[:-1], weight.out_features, dtype=dtype)
     if not y.numel():
         return y
-    codes, token_scale, row_scale = codes.contiguous(), token_scale.contiguous(), row_scale.contiguous()
-    bias, fragments = None if bias is None else bias.contiguous(), fragments.contiguous()
+    codes, token_scale = codes.contiguous(), token_scale.contiguous()
+    fragments, row_scale = weight.fragments.contiguous(), weight.row_scale.contiguous()
+    bias = None if weight.bias is None else weight.bias.contiguous()
     tokens, columns, scales = token_scale.numel(), codes.shape[-1], row_scale.numel()
     groups, stages = fragments.shape[:2]
     plan = _plan(dtype, scales > 1 or bias is not None, tokens, groups, codes.device)
     maps = (
         cuda_device.tensor_map(codes, tokens, columns, TOKENS // CLUSTER),
-        cuda_device.tensor_map(y, tokens, out_features, TOKENS),
+        cuda_device.tensor_map(y, tokens, weight.out_features, TOKENS),
     )
     with torch.cuda.device_of(codes):
         plan.kernel.launch(
             plan.blocks, THREADS, maps,
             fragments.data_ptr(), token_scale.data_ptr(), row_scale.data_ptr(), 0 if bias is None else bias.data_ptr(),
-            scales, tokens, out_features, groups, stages, plan.row_tiles, plan.tiles,
+            scales, tokens, weight.out_features, groups, stages, plan.row_tiles, plan.tiles,
         )  # fmt: skip
     return y
 

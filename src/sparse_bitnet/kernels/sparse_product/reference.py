@@ -5,35 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_bitnet.formats import fragments as layout
+from sparse_bitnet.formats import fragments
 from sparse_bitnet.kernels.packed_linear.reference import integer_product
+from sparse_bitnet.kernels.sparse_product import SparseWeight
 
 
 def obstacle() -> None:
     return None
 
 
-def supports(
-    codes: Tensor,
-    token_scale: Tensor,
-    fragments: Tensor,
-    row_scale: Tensor,
-    bias: Tensor | None,
-    out_features: int,
-    dtype: torch.dtype,
-) -> str | None:
+def supports(codes: Tensor, token_scale: Tensor, weight: SparseWeight, dtype: torch.dtype) -> str | None:
     return None
 
 
-def run(
-    codes: Tensor,
-    token_scale: Tensor,
-    fragments: Tensor,
-    row_scale: Tensor,
-    bias: Tensor | None,
-    out_features: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    weight = layout.unpack(fragments, out_features)[:, : codes.shape[-1]]  # [O, K]
-    y = integer_product(codes, weight) * (row_scale / token_scale)
-    return (y if bias is None else y + bias).to(dtype)
+def run(codes: Tensor, token_scale: Tensor, weight: SparseWeight, dtype: torch.dtype) -> Tensor:
+    lifted = fragments.unpack(weight.fragments, weight.out_features)[:, : codes.shape[-1]]  # [O, K]
+    y = integer_product(codes, lifted) * (weight.row_scale / token_scale)
+    return (y if weight.bias is None else y + weight.bias).to(dtype)
