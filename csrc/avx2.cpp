@@ -92,6 +92,6 @@ struct Avx2 {
 
 }  // namespace
 
-constexpr Kernel kAvx2 = make_kernel<Avx2>("avx2", 8);
+constexpr Kernel kAvx2 = make_kernel<Avx2>("avx2", 8, &kFloatAvx2);
 
 }  // namespace sparse_bitnet

@@ -322,9 +322,10 @@ inline uint64_t read(const uint8_t* data, size_t bytes) {
 }
 
 template <class V>
-constexpr Kernel make_kernel(const char* name, size_t many_tokens) {
+constexpr Kernel make_kernel(const char* name, size_t many_tokens, const FloatKernel* floats) {
     Kernel kernel{};
     kernel.name = name;
+    kernel.floats = floats;
     kernel.many_tokens = many_tokens;
     kernel.lanes = V::kLanes;
     kernel.block_rows = V::kRows;

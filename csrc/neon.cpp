@@ -81,6 +81,6 @@ struct Neon {
 
 }  // namespace
 
-constexpr Kernel kNeon = make_kernel<Neon>("neon", 8);
+constexpr Kernel kNeon = make_kernel<Neon>("neon", 8, &kFloatPlain);
 
 }  // namespace sparse_bitnet

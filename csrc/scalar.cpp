@@ -53,6 +53,6 @@ struct Scalar {
 
 }  // namespace
 
-constexpr Kernel kScalar = make_kernel<Scalar>("scalar", 8);
+constexpr Kernel kScalar = make_kernel<Scalar>("scalar", 8, &kFloatPlain);
 
 }  // namespace sparse_bitnet
