@@ -76,8 +76,9 @@ class Pass {
                           x_.get() + row * model_.hidden);
             set_turns(row);
         });
-        for (std::size_t index = 0; index < model_.layers.size(); ++index) layer(index);
-        head(every, logits);
+        for (std::size_t index = 0; index < model_.layers.size(); ++index)
+            layer(index, index + 1 == model_.layers.size() && !every);
+        head(logits);
         for (const Step& step : steps_) step.cache->length_ += step.count;
     }
 
@@ -141,12 +142,13 @@ class Pass {
         });
     }
 
-    void layer(std::size_t index) const {
+    void layer(std::size_t index, bool last_rows) {
         const Layer& layer = model_.layers[index];
         norm(layer.attention_norm);
         multiply(normed_.get(),
                  {{&layer.query, query_.get()}, {&layer.key, key_.get()}, {&layer.value, value_.get()}});
         by_rows([&](std::size_t row) { remember(layer, index, row); });
+        if (last_rows) keep_last_rows();
         attend(index);
         multiply(attended_.get(), {{&layer.output, y_.get()}});
         add();
@@ -157,6 +159,19 @@ class Pass {
         });
         multiply(gate_.get(), {{&layer.down, y_.get()}});
         add();
+    }
+
+    // The last token of each step and no other goes on: after the keys and values of the last layer, nothing reads them.
+    void keep_last_rows() {
+        std::size_t kept = 0;
+        const std::size_t width = model_.heads * model_.head;
+        for (std::size_t row = 0; row < rows_.size(); ++row) {
+            if (row + 1 < rows_.size() && rows_[row + 1].step == rows_[row].step) continue;
+            std::copy_n(x_.get() + row * model_.hidden, model_.hidden, x_.get() + kept * model_.hidden);
+            std::copy_n(query_.get() + row * width, width, query_.get() + kept * width);
+            rows_[kept++] = rows_[row];
+        }
+        rows_.erase(rows_.begin() + static_cast<std::ptrdiff_t>(kept), rows_.end());
     }
 
     // Cosines, then sines, of a position, as transformers computes them: the angle in fp32.
@@ -251,15 +266,10 @@ class Pass {
             std::copy_n(out + query * cache.padded_head_, head, attended_.get() + of(query));
     }
 
-    void head(bool every, float* logits) const {
-        std::vector<std::size_t> wanted;
-        for (std::size_t row = 0; row < rows_.size(); ++row)
-            if (every || row + 1 == rows_.size() || rows_[row + 1].step != rows_[row].step) wanted.push_back(row);
+    void head(float* logits) const {
         const Head& head = model_.output;
-        const std::size_t count = wanted.size();
-        for (std::size_t i = 0; i < count; ++i)
-            floats_.rms_norm(x_.get() + wanted[i] * model_.hidden, model_.final_norm, model_.epsilon, model_.hidden,
-                             normed_.get() + i * model_.hidden);
+        const std::size_t count = rows_.size();
+        norm(model_.final_norm);
         std::vector<std::int16_t> codes;
         std::vector<float> scales;
         if (head.scales != nullptr) {

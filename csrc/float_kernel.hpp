@@ -9,7 +9,7 @@ namespace sparse_bitnet {
 enum class Dtype : int { f32, bf16, f16 };
 
 // Head dimensions and positions are rounded up to this, with zeros: every vector of floats divides it.
-constexpr std::size_t kGrain = 16;
+constexpr std::size_t kGrain = 32;
 
 // Positions that are looked at together: what they take stays in the cache, however long the text.
 constexpr std::size_t kSpan = 256;

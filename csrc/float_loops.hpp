@@ -88,13 +88,18 @@ struct FloatLoops {
     }
 
     static void swiglu(float* gate, const float* up, size_t width) {
-        for (size_t i = 0; i < width; i += kWidth) {
-            float some[kWidth] = {};
-            const size_t count = width - i < kWidth ? width - i : kWidth;
-            memcpy(some, gate + i, 4 * count);
-            const Vector g = F::load(some), silu = g / (F::exp(-g) + 1.0f);
-            F::store(silu, some);
-            for (size_t j = 0; j < count; ++j) gate[i + j] = some[j] * up[i + j];
+        const auto combine = [](float* g, const float* u) {
+            const Vector x = F::load(g);
+            F::store(x / (F::exp(-x) + 1.0f) * F::load(u), g);
+        };
+        size_t i = 0;
+        for (; i + kWidth <= width; i += kWidth) combine(gate + i, up + i);
+        if (i < width) {
+            float g[kWidth] = {}, u[kWidth] = {};
+            memcpy(g, gate + i, 4 * (width - i));
+            memcpy(u, up + i, 4 * (width - i));
+            combine(g, u);
+            memcpy(gate + i, g, 4 * (width - i));
         }
     }
 
@@ -151,8 +156,15 @@ struct FloatLoops {
 
     // Scores of `seen` positions -> e^(score - maximum), 0 up to `positions`; what to keep of the sums so far.
     static float weigh(float* scores, size_t seen, size_t positions, float* maximum, float* total) {
+        Vector mosts = Vector{} + *maximum;
+        size_t at = 0;
+        for (; at + kWidth <= seen; at += kWidth) {
+            const Vector some = F::load(scores + at);
+            mosts = some > mosts ? some : mosts;
+        }
         float most = *maximum;
-        for (size_t t = 0; t < seen; ++t) most = scores[t] > most ? scores[t] : most;
+        for (int i = 0; i < kWidth; ++i) most = mosts[i] > most ? mosts[i] : most;
+        for (; at < seen; ++at) most = scores[at] > most ? scores[at] : most;
         Vector sums{};
         for (size_t t = 0; t < seen; t += kWidth) {
             const Vector e = F::exp(F::load(scores + t) - most);

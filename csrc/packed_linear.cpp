@@ -14,7 +14,7 @@ namespace sparse_bitnet {
 namespace {
 
 constexpr std::size_t kSlab = 1024;          // tokens that are quantised at a time, which bounds the memory they take
-constexpr std::size_t kTaskRows = 48;        // rows that are unpacked at a time; a multiple of every block_rows
+constexpr std::size_t kTaskRows = 96;        // rows that are unpacked at a time; a multiple of every block_rows
 // Packed bytes in a task of few tokens: few tasks, since what is asked for ahead of a task's end is another thread's.
 constexpr std::size_t kLeastBytes = 8192, kMostBytes = 1 << 19;
 constexpr std::size_t kTasksPerThread = 3;
@@ -73,7 +73,7 @@ void multiply_few(const Problem* problems, std::size_t count, const Kernel& kern
         auto* products = scratch_of<std::int32_t>(Scratch::products, tokens * some);
         kernel.multiply_few(problem.weight, row, some, arranged, tokens, products);
         for (std::size_t token = 0; token < tokens; ++token)
-            kernel.rescale(problem, first + token, row, some, products + token * some, 1, sums[token], scales[token]);
+            kernel.rescale(problem, first + token, row, some, products + token * some, sums[token], scales[token]);
     };
     run_tasks(threads, tasks.total(), [&](std::size_t index) { tasks.call(index, multiply); });
 }
@@ -107,11 +107,11 @@ void multiply_many(const Problem* problems, std::size_t count, const Kernel& ker
             const std::size_t some = std::min(kernel.most_blocks, blocks - block);
             for (std::size_t r = 0; r < rows; r += kernel.block_rows)
                 kernel.multiply_many(unpacked + r * stride, stride, width, interleaved + block * lanes * width, some,
-                                     products + r * some * lanes);
+                                     kTaskRows, products + r);
             for (std::size_t lane = 0; lane < some * lanes; ++lane) {
                 const std::size_t token = block * lanes + lane;
                 if (token < tokens)
-                    kernel.rescale(problem, first + token, row, rows, products + lane, some * lanes, sums[token],
+                    kernel.rescale(problem, first + token, row, rows, products + lane * kTaskRows, sums[token],
                                    scales[token]);
             }
         }

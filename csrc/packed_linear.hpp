@@ -55,12 +55,12 @@ struct Kernel {
     void (*interleave)(const std::int8_t* arranged, std::size_t stride, std::size_t width, std::int8_t* block);
     // Rows as bytes 0, 1, 2 in the order of arranged activations -> out [rows, stride]
     void (*unpack)(const Weight&, std::size_t row, std::size_t rows, std::size_t stride, std::uint8_t* out);
-    // unpacked [block_rows, stride] times block [blocks, width / 4, lanes, 4] -> out [block_rows, blocks * lanes]
+    // unpacked [block_rows, stride] times block [blocks, width / 4, lanes, 4] -> out [blocks * lanes, out_stride]
     void (*multiply_many)(const std::uint8_t* unpacked, std::size_t stride, std::size_t width, const std::int8_t* block,
-                          std::size_t blocks, std::int32_t* out);
-    // out[r * stride], r from 0, the integers of one token for `rows` rows from `row` -> y
+                          std::size_t blocks, std::size_t out_stride, std::int32_t* out);
+    // The integers of one token for `rows` rows from `row` -> y
     void (*rescale)(const Problem&, std::size_t token, std::size_t row, std::size_t rows, const std::int32_t* out,
-                    std::size_t stride, std::int32_t sum, float scale);
+                    std::int32_t sum, float scale);
     // A sum over `bytes` bytes: what it takes to read them and nothing else.
     std::uint64_t (*read)(const std::uint8_t* data, std::size_t bytes);
 };

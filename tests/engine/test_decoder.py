@@ -137,7 +137,7 @@ def test_a_sequence_is_the_same_bit_for_bit_however_it_is_cut(
     monkeypatch.setenv(CPU_VARIABLE, instruction_set)
     _, directory = packed("qwen3", head_dim=24)
     decoder = Decoder(directory, threads=threads)
-    ids, other = ids_of(CHUNK + 30), ids_of(40)
+    ids, other = ids_of(2 * CHUNK + 30), ids_of(40)
     whole = decoder.logits(ids)
     cache, beside = decoder._cache(len(ids)), decoder._cache(len(ids))
     first = decoder._forward([cache, beside], [ids[:300], other], every=True)

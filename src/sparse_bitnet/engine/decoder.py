@@ -22,7 +22,7 @@ from sparse_bitnet.engine.weights import StoredTensors
 from sparse_bitnet.kernels.packed_linear.cpu_native import CPU_VARIABLE, DTYPES, FORMATS, instruction_set_number
 
 Head = Literal["int8", "stored"]
-CHUNK = 512  # tokens of a prompt that go through the model at a time, between which Ctrl-C is heard
+CHUNK = 256  # tokens of a prompt that go through the model at a time: what is between layers stays in caches
 ROW_STEP = 64  # the rows of an int8 head are filled up to a multiple of this
 
 Projection = tuple[int, int, int, int, int, int, int]
@@ -127,6 +127,10 @@ class Decoder:
         outside = next((token for token in ids if not 0 <= token < vocabulary), None)
         if outside is not None:
             raise ValueError(f"token {outside} is not in the vocabulary of {vocabulary}: is it the model's tokenizer?")
+
+    def cache_bytes(self, tokens: int) -> int:
+        """What keys and values of a sequence of so many tokens take."""
+        return self._cache(tokens).bytes
 
     def _cache(self, tokens: int) -> _native.Cache:
         try:
