@@ -16,7 +16,7 @@ from sparse_bitnet.checkpoint.directory import weight_files
 from sparse_bitnet.formats import get_format
 from sparse_bitnet.kernels.packed_linear.cpu_native import DTYPES
 
-ROWS_CHECKED = 64  # at a time: a format may take many bytes for one to look at it
+ROWS_CHECKED = 16  # at a time: a format may take many bytes for one to look at it
 
 
 class StoredTensors:
