@@ -54,7 +54,7 @@ struct Avx2 {
     // Sums of int16 are widened after 32 pairs: 32 * 3 * 2 * 128 = 24,576 at most.
     template <int kCount>
     static void multiply_blocks(const uint8_t* unpacked, size_t stride, size_t width, const int8_t* block,
-                                int32_t* out) {
+                                size_t out_stride, int32_t* out) {
         __m256i sums[kRows][kCount] = {};
         for (size_t start = 0; start < width; start += 128) {
             __m256i pairs[kRows][kCount] = {};
@@ -76,22 +76,34 @@ struct Avx2 {
                 for (int i = 0; i < kCount; ++i)
                     sums[r][i] = _mm256_add_epi32(sums[r][i], _mm256_madd_epi16(pairs[r][i], _mm256_set1_epi16(1)));
         }
-        for (int r = 0; r < kRows; ++r)
-            for (int i = 0; i < kCount; ++i)
-                _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + (r * kCount + i) * kLanes), sums[r][i]);
+        for (int i = 0; i < kCount; ++i)
+            store_four(sums[0][i], sums[1][i], sums[2][i], sums[3][i], out + i * kLanes * out_stride, out_stride);
+    }
+
+    // Four rows of 8 tokens, to be four integers beside each other in each token's row
+    static void store_four(__m256i a, __m256i b, __m256i c, __m256i d, int32_t* out, size_t stride) {
+        const __m256i ab = _mm256_unpacklo_epi32(a, b), AB = _mm256_unpackhi_epi32(a, b);
+        const __m256i cd = _mm256_unpacklo_epi32(c, d), CD = _mm256_unpackhi_epi32(c, d);
+        const __m256i tokens[4] = {_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd),
+                                   _mm256_unpacklo_epi64(AB, CD), _mm256_unpackhi_epi64(AB, CD)};
+        for (int i = 0; i < 4; ++i) {
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i * stride), _mm256_castsi256_si128(tokens[i]));
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(out + (4 + i) * stride),
+                             _mm256_extracti128_si256(tokens[i], 1));
+        }
     }
 
     static void multiply_many(const uint8_t* unpacked, size_t stride, size_t width, const int8_t* block, size_t blocks,
-                              int32_t* out) {
+                              size_t out_stride, int32_t* out) {
         if (blocks == 2)
-            multiply_blocks<2>(unpacked, stride, width, block, out);
+            multiply_blocks<2>(unpacked, stride, width, block, out_stride, out);
         else
-            multiply_blocks<1>(unpacked, stride, width, block, out);
+            multiply_blocks<1>(unpacked, stride, width, block, out_stride, out);
     }
 };
 
 }  // namespace
 
-constexpr Kernel kAvx2 = make_kernel<Avx2>("avx2", 8);
+constexpr Kernel kAvx2 = make_kernel<Avx2>("avx2", 8, &kFloatAvx2);
 
 }  // namespace sparse_bitnet

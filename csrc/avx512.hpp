@@ -57,7 +57,7 @@ struct Avx512 {
 
     template <int kCount>
     static void multiply_blocks(const uint8_t* unpacked, size_t stride, size_t width, const int8_t* block,
-                                int32_t* out) {
+                                size_t out_stride, int32_t* out) {
         __m512i sums[kRows][kCount] = {};
         for (size_t at = 0; at < width; at += 4) {
             __m512i x[kCount];
@@ -69,18 +69,43 @@ struct Avx512 {
                 for (int i = 0; i < kCount; ++i) sums[r][i] = _mm512_dpbusd_epi32(sums[r][i], codes, x[i]);
             }
         }
+        alignas(64) int32_t rows[kRows][kCount][kLanes];
 #pragma GCC unroll 12
         for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
-            for (int i = 0; i < kCount; ++i) _mm512_storeu_si512(out + (r * kCount + i) * kLanes, sums[r][i]);
+            for (int i = 0; i < kCount; ++i) _mm512_store_si512(rows[r][i], sums[r][i]);
+        for (int r = 0; r < kRows; r += 4)
+            for (int i = 0; i < kCount; ++i)
+                turn_four(rows[r][i], kCount * kLanes, out + i * kLanes * out_stride + r, out_stride);
+    }
+
+    // Four rows of 16 tokens -> four integers beside each other for each token. On its own, or the compiler would mix it
+    // with the loop above and no longer keep the sums in registers.
+    [[gnu::noinline]] static void turn_four(const int32_t* rows, size_t row_stride, int32_t* out, size_t stride) {
+        const __m512i a = _mm512_load_si512(rows), b = _mm512_load_si512(rows + row_stride);
+        const __m512i c = _mm512_load_si512(rows + 2 * row_stride), d = _mm512_load_si512(rows + 3 * row_stride);
+        const __m512i ab = _mm512_unpacklo_epi32(a, b), AB = _mm512_unpackhi_epi32(a, b);
+        const __m512i cd = _mm512_unpacklo_epi32(c, d), CD = _mm512_unpackhi_epi32(c, d);
+        const __m512i tokens[4] = {_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd),
+                                   _mm512_unpacklo_epi64(AB, CD), _mm512_unpackhi_epi64(AB, CD)};
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+            const auto store = [&](int token, __m128i four) {
+                _mm_storeu_si128(reinterpret_cast<__m128i*>(out + (token + i) * stride), four);
+            };
+            store(0, _mm512_castsi512_si128(tokens[i]));
+            store(4, _mm512_extracti32x4_epi32(tokens[i], 1));
+            store(8, _mm512_extracti32x4_epi32(tokens[i], 2));
+            store(12, _mm512_extracti32x4_epi32(tokens[i], 3));
+        }
     }
 
     static void multiply_many(const uint8_t* unpacked, size_t stride, size_t width, const int8_t* block, size_t blocks,
-                              int32_t* out) {
+                              size_t out_stride, int32_t* out) {
         if (blocks == 2)
-            multiply_blocks<2>(unpacked, stride, width, block, out);
+            multiply_blocks<2>(unpacked, stride, width, block, out_stride, out);
         else
-            multiply_blocks<1>(unpacked, stride, width, block, out);
+            multiply_blocks<1>(unpacked, stride, width, block, out_stride, out);
     }
 };
 

@@ -2,6 +2,6 @@
 
 namespace sparse_bitnet {
 
-constexpr Kernel kAvx512Vbmi = make_kernel<Avx512Vbmi>("avx512-vbmi", 8);
+constexpr Kernel kAvx512Vbmi = make_kernel<Avx512Vbmi>("avx512-vbmi", 8, &kFloatAvx512);
 
 }  // namespace sparse_bitnet

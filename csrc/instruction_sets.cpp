@@ -19,7 +19,7 @@ std::vector<const Kernel*> runnable() {
                              __builtin_cpu_supports("avx512vnni");
     if (avx512_vnni && __builtin_cpu_supports("avx512vbmi")) found.push_back(&kAvx512Vbmi);
     if (avx512_vnni) found.push_back(&kAvx512Vnni);
-    if (__builtin_cpu_supports("avx2")) found.push_back(&kAvx2);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&kAvx2);
 #elif defined(__aarch64__) && defined(__linux__)
     if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) found.push_back(&kNeon);
 #elif defined(__aarch64__)

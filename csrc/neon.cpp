@@ -52,7 +52,7 @@ struct Neon {
 
     template <int kCount>
     static void multiply_blocks(const uint8_t* unpacked, size_t stride, size_t width, const int8_t* block,
-                                int32_t* out) {
+                                size_t out_stride, int32_t* out) {
         int32x4_t sums[kRows][kCount] = {};
         for (size_t at = 0; at < width; at += 4) {
             int8x16_t x[kCount];
@@ -64,23 +64,28 @@ struct Neon {
                 for (int i = 0; i < kCount; ++i) sums[r][i] = vdotq_s32(sums[r][i], codes, x[i]);
             }
         }
-        for (int r = 0; r < kRows; ++r)
-            for (int i = 0; i < kCount; ++i) vst1q_s32(out + (r * kCount + i) * kLanes, sums[r][i]);
+        for (int i = 0; i < kCount; ++i) {
+            int32_t rows[kRows][kLanes];
+            for (int r = 0; r < kRows; ++r) vst1q_s32(rows[r], sums[r][i]);
+            const int32x4x4_t tokens = vld4q_s32(rows[0]);  // every fourth to one register: columns become rows
+            for (int lane = 0; lane < kLanes; ++lane)
+                vst1q_s32(out + (i * kLanes + lane) * out_stride, tokens.val[lane]);
+        }
     }
 
     static void multiply_many(const uint8_t* unpacked, size_t stride, size_t width, const int8_t* block, size_t blocks,
-                              int32_t* out) {
+                              size_t out_stride, int32_t* out) {
         switch (blocks) {
-            case 1: return multiply_blocks<1>(unpacked, stride, width, block, out);
-            case 2: return multiply_blocks<2>(unpacked, stride, width, block, out);
-            case 3: return multiply_blocks<3>(unpacked, stride, width, block, out);
-            default: return multiply_blocks<4>(unpacked, stride, width, block, out);
+            case 1: return multiply_blocks<1>(unpacked, stride, width, block, out_stride, out);
+            case 2: return multiply_blocks<2>(unpacked, stride, width, block, out_stride, out);
+            case 3: return multiply_blocks<3>(unpacked, stride, width, block, out_stride, out);
+            default: return multiply_blocks<4>(unpacked, stride, width, block, out_stride, out);
         }
     }
 };
 
 }  // namespace
 
-constexpr Kernel kNeon = make_kernel<Neon>("neon", 8);
+constexpr Kernel kNeon = make_kernel<Neon>("neon", 8, &kFloatPlain);
 
 }  // namespace sparse_bitnet

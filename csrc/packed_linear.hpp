@@ -6,10 +6,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "float_kernel.hpp"
+
 namespace sparse_bitnet {
 
 enum class Format : int { i2, t5, g4, g4s2, g4s3 };
-enum class Dtype : int { f32, bf16, f16 };
 
 struct Weight {
     const std::uint8_t* bytes;  // [rows, row_bytes]
@@ -40,6 +41,7 @@ struct Problem {
 // is a multiple of 4. Codes are multiplied as code + 1 = 0, 1, 2, unsigned; the sum of the activations is taken off last.
 struct Kernel {
     const char* name;
+    const FloatKernel* floats;  // what a decoder does besides, on the same processors
     std::size_t (*arranged_width)(const Weight&);
     // Token `token` of the problem -> arranged [arranged_width], the sum of its codes, and its scale.
     void (*quantize)(const Problem&, std::size_t token, std::int8_t* arranged, std::int32_t* sum, float* scale);
@@ -53,12 +55,12 @@ struct Kernel {
     void (*interleave)(const std::int8_t* arranged, std::size_t stride, std::size_t width, std::int8_t* block);
     // Rows as bytes 0, 1, 2 in the order of arranged activations -> out [rows, stride]
     void (*unpack)(const Weight&, std::size_t row, std::size_t rows, std::size_t stride, std::uint8_t* out);
-    // unpacked [block_rows, stride] times block [blocks, width / 4, lanes, 4] -> out [block_rows, blocks * lanes]
+    // unpacked [block_rows, stride] times block [blocks, width / 4, lanes, 4] -> out [blocks * lanes, out_stride]
     void (*multiply_many)(const std::uint8_t* unpacked, std::size_t stride, std::size_t width, const std::int8_t* block,
-                          std::size_t blocks, std::int32_t* out);
-    // out[r * stride], r from 0, the integers of one token for `rows` rows from `row` -> y
+                          std::size_t blocks, std::size_t out_stride, std::int32_t* out);
+    // The integers of one token for `rows` rows from `row` -> y
     void (*rescale)(const Problem&, std::size_t token, std::size_t row, std::size_t rows, const std::int32_t* out,
-                    std::size_t stride, std::int32_t sum, float scale);
+                    std::int32_t sum, float scale);
     // A sum over `bytes` bytes: what it takes to read them and nothing else.
     std::uint64_t (*read)(const std::uint8_t* data, std::size_t bytes);
 };
@@ -69,13 +71,18 @@ extern const Kernel kAvx512Vbmi, kAvx512Vnni, kAvx2, kNeon, kScalar;
 // Those that this processor can run, the fastest first; null ends them.
 const Kernel* const* kernels();
 
-void packed_linear(const Problem&, const Kernel&, int threads);
+// Several weights for the same activations, which are quantised once: the problems agree in x, its dtype, tokens, int4,
+// in_features and format.
+void packed_linears(const Problem* problems, std::size_t count, const Kernel&, int threads);
 
 // Reads `bytes` bytes at `data` as fast as this machine can, for the roof that a kernel is measured by; a sum of them.
 std::uint64_t read_bytes(const std::uint8_t* data, std::size_t bytes, int threads);
 
 // Memory of this thread for one purpose, at least `bytes`, aligned to 64; it stays until the thread ends.
-enum class Scratch : int { decoded, unpacked, arranged, blocks, products, token_sums, token_scales, row_scales, count };
+enum class Scratch : int {
+    decoded, unpacked, arranged, blocks, products, token_sums, token_scales, row_scales,
+    queries, scores, attended, seen, count
+};
 std::uint8_t* scratch(Scratch, std::size_t bytes);
 
 // One row in any format -> its codes in format i2. Writes up to 7 bytes beyond them.

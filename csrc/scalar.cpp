@@ -40,19 +40,19 @@ struct Scalar {
     using Reader = I2;
 
     static void multiply_many(const uint8_t* unpacked, size_t stride, size_t width, const int8_t* block, size_t,
-                              int32_t* out) {
+                              size_t out_stride, int32_t* out) {
         for (int r = 0; r < kRows; ++r)
             for (int lane = 0; lane < kLanes; ++lane) {
                 int32_t sum = 0;
                 for (size_t at = 0; at < width; ++at)
                     sum += unpacked[r * stride + at] * block[at / 4 * 4 * kLanes + 4 * lane + at % 4];
-                out[r * kLanes + lane] = sum;
+                out[lane * out_stride + r] = sum;
             }
     }
 };
 
 }  // namespace
 
-constexpr Kernel kScalar = make_kernel<Scalar>("scalar", 8);
+constexpr Kernel kScalar = make_kernel<Scalar>("scalar", 8, &kFloatPlain);
 
 }  // namespace sparse_bitnet

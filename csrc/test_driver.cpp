@@ -82,7 +82,7 @@ bool is_right(const Kernel& kernel, const Case& one, int threads) {
                           x.get(), Dtype::f32, one.tokens, one.int4, scale.data(),
                           one.with_parts ? row_scale.data() : nullptr, one.with_bias ? bias.data() : nullptr,
                           Dtype::f32, y.get()};
-    packed_linear(problem, kernel, threads);
+    packed_linears(&problem, 1, kernel, threads);
     for (std::size_t token = 0; token < one.tokens; ++token) {
         const float* from = x.get() + token * one.in_features;
         double sum = 0;

@@ -152,6 +152,57 @@ def test_products_are_measured_beside_the_dense_one(tmp_path: Path) -> None:
     assert row["times_bf16"] == pytest.approx(row["bf16_ms"] / row["ours_ms"])
 
 
+SMALL_DECODE = (
+    "--hidden 256 --ffn 512 --layers 2 --heads 2 --kv-heads 1 --head 128 --vocabulary 320 --prompt 40 --new-tokens 3 "
+    "--rounds 2 --threads 1,2"
+)
+
+
+def test_bench_decode_prints_and_writes_what_it_measures(tmp_path: Path) -> None:
+    need_native_kernels()
+    file = tmp_path / "decode.json"
+    answer = CliRunner().invoke(app, ["bench", "decode", *SMALL_DECODE.split(), "--json", str(file)])
+    assert answer.exit_code == 0, answer.output
+    written = json.loads(file.read_text())
+    assert {"command", "commit", "versions", "seed", "cpu", "decode", "memory"} <= set(written)
+    rows = written["decode"]
+    assert [(row["system"], row["threads"]) for row in rows] == [("i2", 1), ("g4s3", 1), ("i2", 2), ("g4s3", 2)]
+    weights = 2 * (2 * 256 * 256 + 2 * 128 * 256 + 3 * 512 * 256)
+    assert [8 * (row["bytes"] - 320 * 256) / weights for row in rows] == [2.0, 1.25, 2.0, 1.25]
+    assert all(len(row["ms_of_rounds"]) == 2 and row["tokens_per_second"] > 0 for row in rows)
+    assert rows[0]["times_first"] == 1
+    assert "times_rival" not in rows[0]
+    for row in written["memory"]:
+        assert row["written"] == 3
+        assert row["cache_bytes"] == 2 * 4 * 2 * 128 * 64  # 43 positions, rounded up to a multiple of 32
+        assert row["peak_bytes"] > row["libraries_bytes"]
+    assert "g4s3: " in answer.output
+
+
+def test_bench_decode_says_how_to_get_its_rival(monkeypatch: pytest.MonkeyPatch) -> None:
+    need_native_kernels()
+    answer = CliRunner().invoke(app, ["bench", "decode", "--compare", "vllm"])
+    assert str(answer.exception) == "--compare vllm: it can be compared with llama.cpp"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    answer = CliRunner().invoke(app, ["bench", "decode", "--compare", "llama.cpp"])
+    assert "run `pip install llama-cpp-python gguf`" in str(answer.exception)
+
+
+def test_bench_decode_beside_llama_cpp(tmp_path: Path) -> None:
+    """The same weights: ValueError where the logits are not alike."""
+    need_native_kernels()
+    for package in ("llama_cpp", "gguf"):
+        pytest.importorskip(package, reason="llama.cpp is a rival to compare with, not a dependency")
+    file = tmp_path / "decode.json"
+    options = [*SMALL_DECODE.split(), "--compare", "llama.cpp", "--json", str(file)]
+    answer = CliRunner().invoke(app, ["bench", "decode", *options])
+    assert answer.exit_code == 0, answer.exception
+    written = json.loads(file.read_text())
+    assert [row["system"] for row in written["decode"][:3]] == ["llama.cpp TQ2_0", "i2", "g4s3"]
+    assert written["decode"][0]["times_rival"] == 1
+    assert written["rival"]["correlation_of_logits"] > 0.99
+
+
 def test_the_commands_print_and_write_what_they_measure(tmp_path: Path) -> None:
     kernels, train = tmp_path / "kernels.json", tmp_path / "train.json"
     run = CliRunner().invoke

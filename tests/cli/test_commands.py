@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from sparse_bitnet.formats import i2
+from sparse_bitnet.kernels.packed_linear import NATIVE, OPERATOR
 from sparse_bitnet.nn.stored_settings import named_layers
 
 Command = Callable[..., object]
@@ -166,6 +167,55 @@ def test_generate_is_the_same_for_the_same_seed(command: Command, packed: Path) 
     assert first.out == again.out != other.out
 
 
+def need_native_kernels() -> None:
+    reason = OPERATOR.obstacle(NATIVE)
+    if reason is not None:
+        pytest.skip(f"the native kernels are not built: {reason}")
+
+
+def test_generate_takes_the_native_engine_and_writes_what_transformers_writes(
+    command: Command, packed: Path, latent: Path
+) -> None:
+    need_native_kernels()
+    options = ["--prompt", "the cat sat", "--max-new-tokens", 40, "--temperature", 0, "--device", "cpu"]
+    auto = command("generate", packed, *options)
+    native = command("generate", packed, "--engine", "native", "--head", "stored", *options)
+    transformers = command("generate", packed, "--engine", "transformers", *options)
+    assert auto.err == native.err == transformers.err == ""
+    assert native.out == transformers.out
+    assert auto.out.startswith("the cat sat")
+    other = command("generate", latent, *options)
+    assert other.code == 0
+    assert other.err == (
+        "transformers writes, not the native engine: the checkpoint is latent: `sparse-bitnet convert` packs it\n"
+    )
+
+
+def test_generate_takes_an_int8_head_unless_told_otherwise(
+    command: Command, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_native_kernels()
+    from sparse_bitnet.engine.decoder import Decoder
+
+    heads = []
+    build = Decoder._build
+    monkeypatch.setattr(Decoder, "_build", lambda self, head: heads.append(head) or build(self, head))
+    for options in ([], ["--head", "stored"], ["--engine", "transformers"]):
+        assert command("generate", packed, "--max-new-tokens", 2, "--device", "cpu", *options).code == 0
+    assert heads == ["int8", "stored"]
+    unknown = command("generate", packed, "--head", "int3", "--device", "cpu")
+    assert_one_line(unknown, "head='int3' is none of int8, stored")
+
+
+def test_generate_ends_where_the_text_ends(command: Command, packed: Path) -> None:
+    need_native_kernels()
+    config = packed / "generation_config.json"
+    config.write_text(json.dumps({"eos_token_id": list(range(320))}))
+    options = ["--prompt", "the cat", "--temperature", 0, "--device", "cpu"]
+    short = [command("generate", packed, "--engine", engine, *options).out for engine in ("native", "transformers")]
+    assert short[0] == short[1]
+
+
 @pytest.mark.parametrize("options", [["--temperature", "0"], ["--prompt", ""], ["--top-k", "0", "--top-p", "0.9"]])
 def test_generate_with_other_options(command: Command, packed: Path, options: list[str]) -> None:
     assert command("generate", packed, "--max-new-tokens", 3, *options).code == 0
@@ -177,6 +227,12 @@ def test_generate_with_other_options(command: Command, packed: Path, options: li
         (["generate", "{packed}", "--max-new-tokens", "200"], "exceed the model's context of 128"),
         (["generate", "{packed}", "--device", "tpu"], "--device tpu"),
         (["generate", "nothing/at/all"], "no such directory"),
+        (["generate", "{packed}", "--engine", "steam"], "--engine steam: choose from auto, native, transformers"),
+        (
+            ["generate", "{latent}", "--engine", "native", "--device", "cpu"],
+            "--engine native: the checkpoint is latent",
+        ),
+        (["generate", "{packed}", "--top-p", "0"], "top_p=0.0 must lie above 0"),
         (["eval", "ppl", "{packed}", "--text", "nothing.txt"], "nothing.txt: no such file"),
         (["eval", "ppl", "{packed}", "--text", "{packed}/config.json"], "has no field 'text'"),
         (["inspect", "{tmp}"], "config.json is missing"),
@@ -185,9 +241,10 @@ def test_generate_with_other_options(command: Command, packed: Path, options: li
     ],
 )
 def test_a_mistake_is_one_line(
-    command: Command, packed: Path, tmp_path: Path, arguments: list[str], message: str
+    command: Command, packed: Path, latent: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    assert_one_line(command(*(part.format(packed=packed, tmp=tmp_path) for part in arguments)), message)
+    paths = {"packed": packed, "latent": latent, "tmp": tmp_path}
+    assert_one_line(command(*(part.format(**paths) for part in arguments)), message)
 
 
 def test_a_truncated_checkpoint_is_one_line(command: Command, packed: Path, short_text: Path) -> None:

@@ -1,6 +1,6 @@
 """The native kernels without Python: under sanitizers, and, built for another processor, under an emulator.
 
-The program is `csrc/test_driver.cpp`: it compares every kernel with plain loops.
+The programs are `csrc/test_driver.cpp`, which compares every kernel with plain loops, and `csrc/test_decoder.cpp`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 CSRC = Path(__file__).parents[2] / "csrc"
+PROGRAMS = ("test_driver", "test_decoder")
 
 
 def tool(name: str) -> str:
@@ -32,31 +33,34 @@ def build(directory: Path, *definitions: str) -> Path:
     for command in (generate, [tool("cmake"), "--build", str(directory)]):
         answer = subprocess.run(command, capture_output=True, text=True, check=False)
         assert answer.returncode == 0, answer.stdout + answer.stderr
-    return directory / "test_driver"
+    return directory
 
 
 def instruction_sets_of(command: list[str]) -> list[str]:
     """Those that the program found right; fails with what it says where one is wrong."""
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    return [line.partition(":")[0] for line in answer.stdout.splitlines() if line.endswith("cases equal")]
+    return [line.partition(":")[0] for line in answer.stdout.splitlines() if line.endswith(" equal")]
 
 
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_sanitizers_find_nothing(sanitizers: str, tmp_path: Path) -> None:
     tool("c++")
-    program = build(tmp_path, f"-DSPARSE_BITNET_SANITIZE={sanitizers}")
-    assert instruction_sets_of([str(program)])[-1] == "scalar"
+    programs = build(tmp_path, f"-DSPARSE_BITNET_SANITIZE={sanitizers}")
+    for program in PROGRAMS:
+        assert instruction_sets_of([str(programs / program)])[-1] == "scalar"
 
 
 def test_neon_is_right_under_an_emulator(tmp_path: Path) -> None:
     if platform.machine() in ("aarch64", "arm64"):
         pytest.skip("this machine runs NEON itself: test_cpu_native.py")
     compiler, emulator = tool("aarch64-linux-gnu-g++"), tool("qemu-aarch64")
-    program = build(
+    programs = build(
         tmp_path, "-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
         f"-DCMAKE_CXX_COMPILER={compiler}", "-DCMAKE_EXE_LINKER_FLAGS=-static",
     )  # fmt: skip
-    assert instruction_sets_of([emulator, "-cpu", "max", str(program)]) == ["neon", "scalar"]
-    older = instruction_sets_of([emulator, "-cpu", "cortex-a53", str(program)])  # ARMv8.0, without the dot product
-    assert older == ["scalar"]
+    for program in PROGRAMS:
+        path = str(programs / program)
+        assert instruction_sets_of([emulator, "-cpu", "max", path]) == ["neon", "scalar"]
+        older = instruction_sets_of([emulator, "-cpu", "cortex-a53", path])  # ARMv8.0, without the dot product
+        assert older == ["scalar"]

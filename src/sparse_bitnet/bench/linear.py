@@ -114,7 +114,7 @@ def _roof(read: float | None, took: float) -> dict[str, float]:
 def _linears(bench: LinearBench, name: str) -> list[Linear]:
     """Random codes that the format holds; the layers hold the same, each in memory of its own."""
     layouts = [PackedLayout(name, width, "int8") for _, width in bench.shapes]
-    packed = [get_format(name).pack(_codes(name, rows, width)) for rows, width in bench.shapes]
+    packed = [get_format(name).pack(random_codes(name, rows, width)) for rows, width in bench.shapes]
     xs = {width: {tokens: torch.randn(tokens, width) for tokens in bench.tokens} for _, width in bench.shapes}
     ys = {rows: {tokens: torch.empty(tokens, rows) for tokens in bench.tokens} for rows, _ in bench.shapes}
     return [
@@ -124,7 +124,7 @@ def _linears(bench: LinearBench, name: str) -> list[Linear]:
     ]
 
 
-def _codes(name: str, rows: int, width: int) -> Tensor:
+def random_codes(name: str, rows: int, width: int) -> Tensor:
     """Codes [O, I] int8: of the format's pattern with signs, or any."""
     if name not in PATTERNS:
         return torch.randint(-1, 2, (rows, width), dtype=torch.int8)

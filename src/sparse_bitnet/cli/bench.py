@@ -1,4 +1,4 @@
-"""`sparse-bitnet bench train | kernels | products | linear`"""
+"""`sparse-bitnet bench train | kernels | products | linear | decode`"""
 
 from __future__ import annotations
 
@@ -156,6 +156,63 @@ def linear(
             f"{row['gigaweights_per_second']:>12,.1f}{share:>14}{row['times_first']:>7.2f}{row['times_reference']:>13,.0f}"
             f"{row['op_tokens_per_second']:>14,.1f}"
         )
+    _write(json, result, bench.seed)
+
+
+@app.command("decode")
+def decode(
+    formats: Annotated[str, typer.Option(help="Separated by commas.")] = "i2,g4s3",
+    threads: Annotated[str, typer.Option(help="Separated by commas.")] = "1,2",
+    hidden: Annotated[int, typer.Option(min=4, help="Width of the model.")] = 1536,
+    ffn: Annotated[int, typer.Option(min=4, help="Width within its MLPs.")] = 4096,
+    layers: Annotated[int, typer.Option(min=1)] = 24,
+    heads: Annotated[int, typer.Option(min=1)] = 12,
+    kv_heads: Annotated[int, typer.Option(min=1, help="Heads of keys and of values.")] = 2,
+    head: Annotated[int, typer.Option(min=2, help="Width of a head.")] = 128,
+    vocabulary: Annotated[int, typer.Option(min=2)] = 32_000,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens that are read at once.")] = 512,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that are written one by one.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="How often all is measured.")] = 5,
+    compare: Annotated[str, typer.Option(help="llama.cpp: run it on the same weights, in the same rounds.")] = "",
+    json: JsonFile = None,
+) -> None:
+    """A packed model with random weights on the native engine of a CPU, beside reading the bytes that a token takes."""
+    from importlib.util import find_spec
+
+    from sparse_bitnet.kernels.packed_linear import NATIVE, OPERATOR
+
+    obstacle = OPERATOR.obstacle(NATIVE)
+    if obstacle is not None:
+        raise ValueError(f"bench decode measures the native engine: {obstacle}")
+    if compare not in ("", "llama.cpp"):
+        raise ValueError(f"--compare {compare}: it can be compared with llama.cpp")
+    if compare and not all(map(find_spec, ("llama_cpp", "gguf"))):
+        raise ValueError("--compare llama.cpp needs it: run `pip install llama-cpp-python gguf`, which takes minutes")
+    from sparse_bitnet.bench.decode import DecodeBench, bench_decode
+
+    bench = DecodeBench(
+        hidden, ffn, layers, heads, kv_heads, head, vocabulary, tuple(formats.split(",")),
+        _numbers("threads", threads), prompt, new_tokens, rounds, bool(compare),
+    )  # fmt: skip
+    result = bench_decode(bench)
+    print(f"{layers} layers, hidden {hidden}, {result['instruction_set']}")
+    print(
+        f"{'system':<17}{'threads':>8}{'tokens/s':>10}{'of read roof':>14}{'x ' + bench.formats[0]:>8}{'x rival':>9}"
+        f"{'prompt, tokens/s':>18}{'x rival':>9}"
+    )
+    for row in result["decode"]:
+        share = f"{100 * row['share_of_roof']:.0f} %" if "share_of_roof" in row else "-"
+        rival = [f"{row[name]:.2f}" if name in row else "-" for name in ("times_rival", "prefill_times_rival")]
+        print(
+            f"{row['system']:<17}{row['threads']:>8}{row['tokens_per_second']:>10.1f}{share:>14}"
+            f"{row['times_first']:>8.2f}{rival[0]:>9}{row['prefill_tokens_per_second']:>18.1f}{rival[1]:>9}"
+        )
+    for row in result["memory"]:
+        if row["peak_bytes"] is not None:
+            parts = (("libraries", "Python and PyTorch"), ("weights", "the file"), ("cache", "keys and values"))
+            told = ", ".join(f"{row[f'{part}_bytes'] / 1e6:.0f} of {words}" for part, words in parts)
+            most, more = row["peak_bytes"] / 1e6, row["beyond_bytes"] / 1e6
+            print(f"{row['format']}: {most:.0f} MB at most: {told}, {more:.0f} more")
     _write(json, result, bench.seed)
 
 

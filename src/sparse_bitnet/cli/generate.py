@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
 
 from sparse_bitnet.cli.options import Device, choose_device
+
+ENGINES = ("auto", "native", "transformers")
 
 
 def generate(
@@ -17,40 +20,95 @@ def generate(
     top_k: Annotated[int, typer.Option(min=0, help="0 is no limit.")] = 50,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
     repetition_penalty: Annotated[float, typer.Option(min=0.01)] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text by the same engine.")] = None,
     device: Device = "auto",
+    engine: Annotated[
+        str, typer.Option(help="native (packed Qwen2, Qwen3, Llama; CPU), transformers, or auto: native where it can.")
+    ] = "auto",
+    head: Annotated[
+        Any, typer.Option(help="Of the native engine: int8, or stored for the floats in the file, slower.")
+    ] = "int8",
 ) -> None:
     """Stream text from a model."""
+    from sparse_bitnet.corpus.tokenizer import load_tokenizer
+    from sparse_bitnet.engine.sampling import Sampling
+
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    chosen = choose_device(device)
+    reason = _why_not_native(engine, model, chosen)
+    if reason is None:
+        from sparse_bitnet.engine.decoder import Decoder
+
+        decoder = Decoder(model, head=head)
+        tokenizer = load_tokenizer(model)
+        _write_natively(decoder, tokenizer, _tokens(tokenizer, prompt), max_new_tokens, sampling)
+        return
+    from sparse_bitnet.checkpoint.loading import open_model
+
+    language_model = open_model(model, device=chosen).eval()
+    tokenizer = load_tokenizer(model)
+    if engine == "auto" and chosen == "cpu":
+        print(f"transformers writes, not the native engine: {reason}", file=sys.stderr)
+    _write_with_transformers(language_model, tokenizer, _tokens(tokenizer, prompt), max_new_tokens, sampling)
+
+
+def _why_not_native(engine: str, model: str, device: str) -> str | None:
+    """None where the native engine is to write; ValueError where it is asked for and cannot."""
+    from sparse_bitnet.engine.architecture import obstacle
+
+    if engine not in ENGINES:
+        raise ValueError(f"--engine {engine}: choose from {', '.join(ENGINES)}")
+    if engine == "transformers":
+        return "--engine transformers"
+    reason = f"it runs on a CPU, not on {device}" if device != "cpu" else obstacle(model)
+    if engine == "native" and reason is not None:
+        raise ValueError(f"--engine native: {reason}")
+    return reason
+
+
+def _tokens(tokenizer: Any, prompt: str) -> list[int]:
+    """Of `prompt`; an empty one begins a document."""
+    ids = tokenizer(prompt, add_special_tokens=True)["input_ids"]
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if not ids and begin is None:
+        raise ValueError("the tokenizer has no token that begins a text: give a --prompt")
+    return ids or [begin]
+
+
+def _write_natively(decoder: Any, tokenizer: Any, ids: list[int], max_new_tokens: int, sampling: Any) -> None:
     import torch
     from transformers import TextStreamer
 
-    from sparse_bitnet.checkpoint.loading import open_model
-    from sparse_bitnet.corpus.tokenizer import load_tokenizer
+    tokens = decoder.generate([ids], max_new_tokens, sampling, stop=decoder.end_tokens)
+    streamer = TextStreamer(tokenizer, skip_special_tokens=True)
+    streamer.put(torch.tensor(ids))
+    for _, token in tokens:
+        streamer.put(torch.tensor([token]))
+    streamer.end()
 
-    language_model: Any = open_model(model, device=choose_device(device)).eval()
-    tokenizer = load_tokenizer(model)
-    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=True)["input_ids"]
-    if ids.numel() == 0:  # an empty prompt begins a document
-        begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        if begin is None:
-            raise ValueError("the tokenizer has no token that begins a text: give a --prompt")
-        ids = torch.tensor([[begin]])
-    ids = ids.long().to(language_model.device)
+
+def _write_with_transformers(
+    language_model: Any, tokenizer: Any, ids: list[int], max_new_tokens: int, sampling: Any
+) -> None:
+    import torch
+    from transformers import TextStreamer
+
     context = getattr(language_model.config, "max_position_embeddings", None)
-    if context is not None and ids.shape[1] + max_new_tokens > context:
+    if context is not None and len(ids) + max_new_tokens > context:
         raise ValueError(
-            f"{ids.shape[1]} tokens of prompt and {max_new_tokens} new ones exceed the model's context of {context}"
+            f"{len(ids)} tokens of prompt and {max_new_tokens} new ones exceed the model's context of {context}"
         )
-    if seed is not None:
-        torch.manual_seed(seed)
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if temperature > 0 else {}
+    if sampling.seed is not None:
+        torch.manual_seed(sampling.seed)
+    warm = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    prompt = torch.tensor([ids], device=language_model.device)
     language_model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
+        prompt,
+        attention_mask=torch.ones_like(prompt),
         max_new_tokens=max_new_tokens,
-        do_sample=temperature > 0,
-        repetition_penalty=repetition_penalty,
+        do_sample=sampling.temperature > 0,
+        repetition_penalty=sampling.repetition_penalty,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         streamer=TextStreamer(tokenizer, skip_special_tokens=True),
-        **sampling,
+        **(warm if sampling.temperature > 0 else {}),
     )

@@ -55,10 +55,7 @@ class Operator:
         RuntimeError where none does, or where the one that SPARSE_BITNET_BACKEND names does not: a forced backend
         never falls back. ValueError where that name is unknown to the op.
         """
-        forced = os.environ.get(FORCE_VARIABLE)
-        if forced and forced not in (backend.name for backend in self.backends):
-            known = ", ".join(backend.name for backend in self.backends)
-            raise ValueError(f"{FORCE_VARIABLE}={forced}: {self.name} has no such backend, it has {known}")
+        forced = self.forced()
         refusals = []
         for backend in self.backends:
             if forced and backend.name != forced:
@@ -68,6 +65,14 @@ class Operator:
                 return _module(self.package, backend).run
             refusals.append(f"{backend.name}: {reason}")
         raise RuntimeError(f"no backend can run {self.name}: {'; '.join(refusals)}")
+
+    def forced(self) -> str | None:
+        """The backend that SPARSE_BITNET_BACKEND names, if it does; ValueError where the op has no such backend."""
+        forced = os.environ.get(FORCE_VARIABLE) or None
+        if forced and forced not in (backend.name for backend in self.backends):
+            known = ", ".join(backend.name for backend in self.backends)
+            raise ValueError(f"{FORCE_VARIABLE}={forced}: {self.name} has no such backend, it has {known}")
+        return forced
 
     def explain(self, *args: Any) -> str:
         """A line a backend: whether it can run these arguments, and if not, why."""

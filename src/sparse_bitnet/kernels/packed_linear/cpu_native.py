@@ -31,11 +31,12 @@ def instruction_sets() -> list[str]:
 
 def instruction_set() -> str:
     """The one that runs; ValueError where SPARSE_BITNET_CPU names one that this processor cannot run."""
-    return instruction_sets()[_number(os.environ.get(CPU_VARIABLE))]
+    return instruction_sets()[instruction_set_number(os.environ.get(CPU_VARIABLE))]
 
 
 @cache
-def _number(forced: str | None) -> int:
+def instruction_set_number(forced: str | None) -> int:
+    """Its index in what is available; ValueError where `forced` is not."""
     available = instruction_sets()
     if not forced:
         return 0
@@ -91,7 +92,7 @@ def native_arguments(
 ) -> tuple[int, ...]:
     """Those of `_native.packed_linear` but the last, threads: addresses in contiguous tensors that are known to fit."""
     return (
-        _number(os.environ.get(CPU_VARIABLE)),
+        instruction_set_number(os.environ.get(CPU_VARIABLE)),
         x.data_ptr(), DTYPES[x.dtype], prod(x.shape[:-1]), layout.in_features, layout.activations == "int4",
         weight.data_ptr(), *weight.shape, FORMATS[layout.format],
         scale.data_ptr(), 0 if row_scale is None else row_scale.data_ptr(),

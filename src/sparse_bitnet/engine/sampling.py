@@ -1,0 +1,33 @@
+"""How the next token is chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """In the order in which they apply, as in transformers.
+
+    repetition_penalty  logits of tokens that were there are divided by it, or multiplied where negative
+    temperature         0 always takes the likeliest token
+    top_k               only the likeliest so many; 0 is no limit
+    top_p               only the likeliest that together have this probability
+    seed                the same seed gives the same tokens, however many sequences there are beside
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature={self.temperature} must be 0 or more")
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k} must be 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must lie above 0 and be at most 1")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise ValueError(f"repetition_penalty={self.repetition_penalty} must be above 0")
