@@ -146,6 +146,22 @@ def test_every_type_holds_the_weights_exactly_and_runs(
 
 
 @needs_llama
+def test_the_head_in_8_bits(
+    saved: Callable[..., tuple[PreTrainedModel, Path]], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    model, directory = saved({"tie_word_embeddings": False})
+    written = export_gguf(str(directory), tmp_path / "model.gguf", embedding="q8_0")
+    assert written.tensors["q8_0"] == 2
+    ids = tokenizer(PROMPT)["input_ids"]
+    expected = log_probabilities(model, ids)
+    with llama_cpp(tmp_path / "model.gguf") as ask:
+        step = ask(ids)
+    assert max(abs(one["logprob"] - float(expected[one["id"]])) for one in step["top_logprobs"]) < 0.1
+    with pytest.raises(ValueError, match="--embedding q4_0 is not one of f16, q8_0"):
+        export_gguf(str(directory), tmp_path / "other.gguf", embedding="q4_0")
+
+
+@needs_llama
 def test_rows_that_are_no_multiple_take_a_type_that_holds_them(
     saved: Callable[..., tuple[PreTrainedModel, Path]], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:

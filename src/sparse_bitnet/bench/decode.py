@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sparse_bitnet import _native
@@ -155,13 +155,9 @@ def _write_rival(bench: DecodeBench, model: Path, file: Path) -> dict[str, Any]:
     It quantises activations in blocks of 256, and its head's too, so that they are not.
     """
     from sparse_bitnet.bench import llama_cpp
+    from sparse_bitnet.interop.gguf import export_gguf
 
-    tensors, format = load_file(model / WEIGHTS), get_format(bench.formats[0])
-    layer = {
-        name: (format.unpack(tensors[f"{LAYER.format(0)}.{name}.weight"], width) * _scale(width)).numpy()
-        for name, (_, width) in bench.shapes.items()
-    }
-    llama_cpp.write_gguf(file, bench.config, [layer] * bench.layers, tensors[EMBEDDING].float().numpy())
+    export_gguf(str(model), file, "tq2_0", embedding="q8_0")
     prompt = _prompt(bench)[:16]
     rival = llama_cpp.LlamaCpp(file, bench.config["max_position_embeddings"], bench.prompt, 1)
     both = torch.stack([torch.from_numpy(rival.logits(prompt).copy()), Decoder(model, threads=1).logits(prompt)[-1]])

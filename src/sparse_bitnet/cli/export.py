@@ -26,6 +26,7 @@ def gguf(
         str,
         typer.Option(help="Of the ternary weights: tq2_0, tq1_0, q2_0, q4_0, f16; auto: tq2_0, or q4_0."),
     ] = "auto",
+    embedding: Annotated[str, typer.Option(help="And head: f16, or q8_0, rounded to 8 bits.")] = "f16",
     json: JsonFile = None,
 ) -> None:
     """A file for stock llama.cpp: Qwen2, Qwen3 and Llama models, tokenizer included."""
@@ -33,7 +34,7 @@ def gguf(
         raise ValueError("export gguf needs the package gguf: pip install 'sparse-bitnet[gguf]'")
     from sparse_bitnet.interop.gguf import export_gguf
 
-    written = export_gguf(model, output, type)
+    written = export_gguf(model, output, type, embedding)
     told = ", ".join(f"{count} {kind}" for kind, count in written.tensors.items())
     print(f"{output}: {written.bytes / 1e6:,.1f} MB, tensors {told}")
     for remark in written.remarks:

@@ -37,6 +37,8 @@ from sparse_bitnet.nn.swap import convert
 
 Q2_0 = 42  # its number in llama.cpp; gguf 0.19 does not know it by name
 ROW_MULTIPLES = {"tq2_0": 256, "tq1_0": 256, "q2_0": 64, "q4_0": 32, "f16": 1}
+EMBEDDINGS = ("f16", "q8_0")
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 FALLBACKS = ("q4_0", "f16")  # for rows that are no multiple
 SMALLEST_SCALE = 2.0**-14  # below, fp16 has fewer bits
 ROPE_SCALINGS = {
@@ -61,15 +63,18 @@ class GgufExport:
     remarks: tuple[str, ...]
 
 
-def export_gguf(source: str, output: Path, type: str = "auto") -> GgufExport:
+def export_gguf(source: str, output: Path, type: str = "auto", embedding: str = "f16") -> GgufExport:
     """Write the packed or latent checkpoint `source`, tokenizer included, to the file `output`, whole or not at all.
 
-    type  of the ternary weights, see above; `auto` is tq2_0. Rows that are no multiple take q4_0, or else f16
+    type       of the ternary weights, see above; `auto` is tq2_0. Rows that are no multiple take q4_0, or else f16
+    embedding  f16, or q8_0, which rounds embedding and head to 8 bits: half the bytes, which a token reads too
 
     ValueError for a model without ternary weights, an architecture or tokenizer that is not known, or an existing file.
     """
     if type != "auto" and type not in ROW_MULTIPLES:
         raise ValueError(f"--type {type} is not one of auto, {', '.join(ROW_MULTIPLES)}")
+    if embedding not in EMBEDDINGS:
+        raise ValueError(f"--embedding {embedding} is not one of {', '.join(EMBEDDINGS)}")
     if output.exists():
         raise ValueError(f"{output} exists: remove it or choose another name")
     directory = Path(resolve_source(source))
@@ -88,7 +93,7 @@ def export_gguf(source: str, output: Path, type: str = "auto") -> GgufExport:
         writer = gguf.GGUFWriter(staging, gguf.MODEL_ARCH_NAMES[ARCHITECTURES[config.model_type]])
         _add_settings(writer, config, directory.name, _wanted(type))
         remarks = add_tokenizer(writer, directory, config)
-        counts, more = _add_tensors(writer, packed, _wanted(type))
+        counts, more = _add_tensors(writer, packed, _wanted(type), embedding)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -144,7 +149,9 @@ def _llama3_factors(rope: dict[str, Any], head: int) -> np.ndarray:
     return (1 / ((1 - share) / rope["factor"] + share)).astype(np.float32)
 
 
-def _add_tensors(writer: gguf.GGUFWriter, model: PreTrainedModel, wanted: str) -> tuple[Counter[str], tuple[str, ...]]:
+def _add_tensors(
+    writer: gguf.GGUFWriter, model: PreTrainedModel, wanted: str, embedding: str
+) -> tuple[Counter[str], tuple[str, ...]]:
     """Every tensor under llama.cpp's name; how many of each type, and remarks."""
     config: Any = model.config
     names = gguf.get_tensor_name_map(ARCHITECTURES[config.model_type], config.num_hidden_layers)
@@ -153,7 +160,7 @@ def _add_tensors(writer: gguf.GGUFWriter, model: PreTrainedModel, wanted: str) -
     small = 0
     for name, tensor in model.state_dict().items():
         layer, _, kind = name.rpartition(".")
-        if kind == "weight_scale" or (name == "lm_head.weight" and config.tie_word_embeddings):
+        if kind == "weight_scale" or (name == HEAD and config.tie_word_embeddings):
             continue
         target = names.get_name(name, (".weight", ".bias"))
         if target is None:
@@ -169,6 +176,11 @@ def _add_tensors(writer: gguf.GGUFWriter, model: PreTrainedModel, wanted: str) -
             _add_ternary(writer, target, codes.cpu(), scale, type)
             continue
         plain = tensor.float().cpu() if order is None else tensor.float().cpu()[order]
+        if embedding == "q8_0" and name in (EMBEDDING, HEAD) and tensor.shape[1] % 32 == 0:
+            counts["q8_0"] += 1
+            eighths = gguf.quantize(plain.numpy(), GGMLQuantizationType.Q8_0)
+            writer.add_tensor(target, eighths, raw_dtype=GGMLQuantizationType.Q8_0)
+            continue
         array = plain.numpy().astype(np.float16 if tensor.ndim > 1 else np.float32)
         counts[str(array.dtype).replace("float", "f")] += 1
         writer.add_tensor(target, array)
