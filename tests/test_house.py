@@ -174,6 +174,20 @@ def test_the_speeds_of_the_readme_on_a_cpu_are_those_of_the_result_file() -> Non
     assert f"the reference {1e3 / one['reference_ms']:.1f} / {1e3 / two['reference_ms']:.1f}." in told
 
 
+def test_the_speeds_of_the_engine_in_the_readme_are_those_of_the_result_file() -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / "decode-1536-xeon-2-cores.json").read_text())
+    found = {(row["system"], row["threads"]): row for row in result["decode"]}
+    for system in ("i2", "g4s3", "llama.cpp TQ2_0"):
+        one, two = found[system, 1], found[system, 2]
+        for name, form in (("tokens_per_second", ".1f"), ("times_rival", ".2f"), ("prefill_times_rival", ".2f")):
+            assert f"| {one[name]:{form}} / {two[name]:{form}} |" in README
+    assert not result["commit"].endswith("-dirty")
+    one, two = found["g4s3", 1], found["g4s3", 2]
+    assert f"{one['times_first']:.2f} / {two['times_first']:.2f} come from sparsity" in README
+    beyond = {row["format"]: row["beyond_bytes"] / 1e6 for row in result["memory"]}
+    assert f"`i2` takes {beyond['i2']:.0f} MB at most and `g4s3` {beyond['g4s3']:.0f}," in README
+
+
 def test_the_commands_of_the_readme_run(tmp_path: Path, documents: list[str]) -> None:
     """Word for word, in order, in one directory; only the settings are made small once `init` has written them."""
     corpus = tmp_path / "corpus"
