@@ -3,12 +3,12 @@
 //
 // y[t, o] = (sum over k of q[t, k] * codes[o, k]) * row_scale[o] / token_scale[t] + bias[o]
 //
-// q [T, K] int8 are lifted activations, codes [O, K] are ternary and 2:4 along K (see formats/windows.py). The weight is
-// operand A of wgmma.sp, m64n256k64, and comes as fragments of 2 bits a weight (see formats/fragments.py), which the
+// q [T, K] int8 are lifted activations, codes [O, K] are ternary and 2:4 along K (see formats/windows.py). The weight
+// is operand A of wgmma.sp, m64n256k64, and comes as fragments of 2 bits a weight (see formats/fragments.py), which the
 // threads unpack in registers. What bounds a sparse product is shared memory: the tensor cores read 128 bytes of
-// activations a cycle, all that it gives, and whatever is written there comes on top. Hence the large tile of 256 tokens,
-// which two warpgroups multiply with 64 rows each, and the fragments, which are an eighth of the activations. A third
-// role, one warp, loads: CLUSTER blocks share their tokens, each loading its part of them for all.
+// activations a cycle, all that it gives, and whatever is written there comes on top. Hence the large tile of 256
+// tokens, which two warpgroups multiply with 64 rows each, and the fragments, which are an eighth of the activations. A
+// third role, one warp, loads: CLUSTER blocks share their tokens, each loading its part of them for all.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -60,8 +60,8 @@ __device__ __forceinline__ void meet_warpgroup(int warpgroup) {
 }
 
 // d += a * b for 64 rows and 256 tokens over 64 lifted columns; d = a * b where `adds` is 0.
-#define EIGHT(i) \
-    "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]), "+r"(d[i + 6]), "+r"(d[i + 7])
+#define FOUR(i) "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3])
+#define SIXTEEN(i) FOUR(i), FOUR(i + 4), FOUR(i + 8), FOUR(i + 12)
 __device__ __forceinline__ void multiply(int (&d)[SUMS], const u32 (&a)[4], u64 tokens, u32 metadata, int adds) {
     asm volatile(
         "{\n .reg .pred adds;\n setp.ne.b32 adds, %134, 0;\n"
@@ -75,10 +75,11 @@ __device__ __forceinline__ void multiply(int (&d)[SUMS], const u32 (&a)[4], u64 
         "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111,"
         "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127},"
         "{%128, %129, %130, %131}, %132, %133, 0, adds;\n}"
-        : EIGHT(0), EIGHT(8), EIGHT(16), EIGHT(24), EIGHT(32), EIGHT(40), EIGHT(48), EIGHT(56), EIGHT(64), EIGHT(72), EIGHT(80), EIGHT(88), EIGHT(96), EIGHT(104), EIGHT(112), EIGHT(120)
+        : SIXTEEN(0), SIXTEEN(16), SIXTEEN(32), SIXTEEN(48), SIXTEEN(64), SIXTEEN(80), SIXTEEN(96), SIXTEEN(112)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "r"(metadata), "r"(adds));
 }
-#undef EIGHT
+#undef SIXTEEN
+#undef FOUR
 
 // Tokens in shared memory, rows of 128 bytes in the 128-byte swizzle, eight rows a repeat.
 __device__ __forceinline__ u64 describe(u32 address) {
@@ -238,8 +239,8 @@ extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, 1) __cluster
             asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
             meet_warpgroup(warpgroup);
             if (thread == 0 && row < out_features) {
-                asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&result),
-                             "r"(results), "r"(row), "r"(token)
+                asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::
+                                 "l"(&result), "r"(results), "r"(row), "r"(token)
                              : "memory");
                 asm volatile("cp.async.bulk.commit_group;" ::: "memory");
             }

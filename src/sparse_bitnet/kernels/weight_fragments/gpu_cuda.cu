@@ -1,5 +1,5 @@
-// Fragments of ternary weights for sparse tensor cores, the layout of formats/fragments.py. Compiled at run time by NVRTC,
-// which defines M (weights a group), SOURCE (an integer as wide as a weight) and IS_FLOAT.
+// Fragments of ternary weights for sparse tensor cores, in the layout of formats/fragments.py. Compiled at run time by
+// NVRTC, which defines M (weights a group), SOURCE (an integer as wide as a weight) and IS_FLOAT.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;

@@ -1,0 +1,42 @@
+"""CUDA C++ without a GPU: it compiles for Hopper with all definitions that it is given, and products stay in flight."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+KERNELS = Path(__file__).parents[2] / "src" / "sparse_bitnet" / "kernels"
+NVCC = shutil.which("nvcc")
+
+pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+
+
+def compiled(source: Path, directory: Path, **definitions: str) -> str:
+    """What the compiler has to say."""
+    command = [
+        str(NVCC), "-cubin", "-o", str(directory / "kernel.cubin"), "-gencode=arch=compute_90a,code=sm_90a",
+        "-std=c++17", "-Xptxas", "-v", *(f"-D{name}={value}" for name, value in definitions.items()), str(source),
+    ]  # fmt: skip
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert "warning" not in answer.stderr
+    return answer.stderr
+
+
+@pytest.mark.parametrize("result", ["bf16", "f16"])
+@pytest.mark.parametrize("per_row", ["0", "1"])
+def test_the_sparse_product_compiles_and_is_not_serialised(result: str, per_row: str, tmp_path: Path) -> None:
+    source = KERNELS / "sparse_product" / "gpu_sparse_tensor_core.cu"
+    told = compiled(source, tmp_path, RESULT=f'"{result}"', PER_ROW=per_row)
+    assert "Compiling entry function 'sparse_product'" in told
+    assert "serialized" not in told
+
+
+@pytest.mark.parametrize(("m", "source"), [("4", "short"), ("6", "signed char"), ("8", "int"), ("32", "short")])
+def test_the_packing_compiles_for_every_group_and_dtype(m: str, source: str, tmp_path: Path) -> None:
+    file = KERNELS / "weight_fragments" / "gpu_cuda.cu"
+    told = compiled(file, tmp_path, M=m, SOURCE=source, IS_FLOAT=str(int(source != "signed char")))
+    assert "0 bytes spill stores" in told
