@@ -80,7 +80,7 @@ std::uint64_t read_bytes(const std::uint8_t* data, std::size_t bytes, int thread
 
 // Memory of this thread for one purpose, at least `bytes`, aligned to 64; it stays until the thread ends.
 enum class Scratch : int {
-    decoded, unpacked, arranged, blocks, products, token_sums, token_scales, row_scales,
+    decoded, unpacked, arranged, blocks, products, token_sums, token_scales,
     queries, scores, attended, seen, count
 };
 std::uint8_t* scratch(Scratch, std::size_t bytes);

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from sparse_bitnet.nn.sparse_forward import WORTHWHILE_GAIN
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -152,6 +154,7 @@ def test_the_sparse_forward_of_the_readme_is_that_of_the_result_files() -> None:
     )
     assert f"2:4 takes {two[0]} ms where bf16 takes {two[1]}, fp8 {two[2]} and cuSPARSELt 0.8.0 {two[3]}" in told
     assert f"6:8 {six[0]}, {six[1]}, {six[2]} and {six[3]}" in told
+    assert f"where that is {WORTHWHILE_GAIN} times as fast as the dense product" in told
 
 
 def test_the_speeds_of_the_readme_on_a_cpu_are_those_of_the_result_file() -> None:

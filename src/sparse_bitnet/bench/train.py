@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from sparse_bitnet.bench.baselines import exchange_for_plain
 from sparse_bitnet.bench.checks import check_kernels
 from sparse_bitnet.bench.timing import matmul_rate
-from sparse_bitnet.nn.sparse_forward import WORTHWHILE_GAIN, sparse_forward_gains
+from sparse_bitnet.nn.sparse_forward import sparse_forward_gains, worthwhile_shapes
 from sparse_bitnet.nn.step_weights import StepWeights
 from sparse_bitnet.nn.stored_settings import named_layers
 from sparse_bitnet.nn.swap import prepare
@@ -132,7 +132,7 @@ def _measure(bench: TrainBench, system: str, device: torch.device, dtype: torch.
     if system == "sparse" and step_weights is not None:
         products = bench.accumulation * (2 if bench.gradient_checkpointing else 1)
         gains = sparse_forward_gains(step_weights.shapes, recipe, bench.batch * bench.sequence, dtype, device, products)
-        step_weights.sparse_shapes = {shape for shape, gain in gains.items() if gain >= WORTHWHILE_GAIN}
+        step_weights.sparse_shapes = worthwhile_shapes(gains)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     tokens = torch.randint(0, bench.vocabulary, (bench.accumulation, bench.batch, bench.sequence), device=device)
     losses: list[torch.Tensor] = []

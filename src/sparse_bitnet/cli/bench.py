@@ -126,11 +126,7 @@ def linear(
     json: JsonFile = None,
 ) -> None:
     """The packed linears of a model on a CPU, beside reading the same bytes, and the reference."""
-    from sparse_bitnet.kernels.packed_linear import NATIVE, OPERATOR
-
-    obstacle = OPERATOR.obstacle(NATIVE)
-    if obstacle is not None:
-        raise ValueError(f"bench linear measures the native kernels: {obstacle}")
+    _check_native("bench linear measures the native kernels")
     from sparse_bitnet.bench.linear import LinearBench, bench_linear
 
     bench = LinearBench(
@@ -179,11 +175,7 @@ def decode(
     """A packed model with random weights on the native engine of a CPU, beside reading the bytes that a token takes."""
     from importlib.util import find_spec
 
-    from sparse_bitnet.kernels.packed_linear import NATIVE, OPERATOR
-
-    obstacle = OPERATOR.obstacle(NATIVE)
-    if obstacle is not None:
-        raise ValueError(f"bench decode measures the native engine: {obstacle}")
+    _check_native("bench decode measures the native engine")
     if compare not in ("", "llama.cpp"):
         raise ValueError(f"--compare {compare}: it can be compared with llama.cpp")
     if compare and not all(map(find_spec, ("llama_cpp", "gguf"))):
@@ -214,6 +206,14 @@ def decode(
             most, more = row["peak_bytes"] / 1e6, row["beyond_bytes"] / 1e6
             print(f"{row['format']}: {most:.0f} MB at most: {told}, {more:.0f} more")
     _write(json, result, bench.seed)
+
+
+def _check_native(purpose: str) -> None:
+    from sparse_bitnet.kernels.packed_linear import NATIVE, OPERATOR
+
+    obstacle = OPERATOR.obstacle(NATIVE)
+    if obstacle is not None:
+        raise ValueError(f"{purpose}: {obstacle}")
 
 
 def _numbers(name: str, text: str) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from sparse_bitnet.checkpoint.directory import whole_file
 from sparse_bitnet.checkpoint.loading import open_model, resolve_source
@@ -111,7 +112,7 @@ def _add_settings(writer: gguf.GGUFWriter, config: Any, name: str, type: str) ->
         "q4_0": gguf.LlamaFileType.MOSTLY_Q4_0, "q2_0": gguf.LlamaFileType.MOSTLY_F16,
         "f16": gguf.LlamaFileType.MOSTLY_F16,
     }  # fmt: skip
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head = _head(config)
     writer.add_name(name)
     writer.add_file_type(file_types[type])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -138,15 +139,19 @@ def _add_settings(writer: gguf.GGUFWriter, config: Any, name: str, type: str) ->
             original = rope.get("original_max_position_embeddings", config.max_position_embeddings)
             writer.add_rope_scaling_orig_ctx_len(original)
     if kind == "llama3":
-        writer.add_tensor(gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.ROPE_FREQS] + ".weight", _llama3_factors(rope, head))
+        writer.add_tensor(gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.ROPE_FREQS] + ".weight", _llama3_factors(config))
 
 
-def _llama3_factors(rope: dict[str, Any], head: int) -> np.ndarray:
-    """By what each frequency of a head is divided [head / 2] fp32: long waves by `factor`, short ones by 1."""
-    waves = 2 * np.pi * rope["rope_theta"] ** (np.arange(0, head, 2) / head)
-    low, high, context = rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
-    share = np.clip((context / waves - low) / (high - low), 0, 1)  # 0 for long waves, 1 for short ones
-    return (1 / ((1 - share) / rope["factor"] + share)).astype(np.float32)
+def _llama3_factors(config: Any) -> np.ndarray:
+    """By what each frequency of a head is divided [head / 2] fp32."""
+    head = _head(config)
+    plain = 1.0 / config.rope_parameters["rope_theta"] ** (torch.arange(0, head, 2) / head)
+    stretched, _ = ROPE_INIT_FUNCTIONS["llama3"](config, device="cpu")
+    return (plain / stretched).numpy()
+
+
+def _head(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def _add_tensors(
@@ -197,7 +202,7 @@ def _rows_as_llama(config: Any, layer: str) -> Tensor | None:
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(layer.rpartition(".")[2])
     if heads is None:
         return None
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head = _head(config)
     return torch.arange(heads * head).view(heads, 2, head // 2).transpose(1, 2).flatten()
 
 

@@ -22,9 +22,8 @@ def obstacle() -> str | None:
         return "torch finds no GPU"
     found = torch.cuda.get_device_capability()
     if found != CAPABILITY:
-        return f"it is written for compute capability 9.0 (H100, H200), and {torch.cuda.get_device_name()} has " + (
-            ".".join(map(str, found))
-        )
+        has = ".".join(map(str, found))
+        return f"it is written for compute capability 9.0 (H100, H200), and {torch.cuda.get_device_name()} has {has}"
     return None
 
 

@@ -5,7 +5,7 @@ Shapes: T tokens (any leading dimensions), O out_features, I in_features, K lift
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,13 @@ from torch.nn import functional as F
 from sparse_bitnet.formats.windows import lift_activation, lift_obstacle, lifted_width, lower_activation
 from sparse_bitnet.kernels.quantize_activation import fake_quantize_activation
 from sparse_bitnet.kernels.quantize_lifted import quantize_lifted
-from sparse_bitnet.kernels.sparse_product import OPERATOR, SparseWeight, sparse_product
+from sparse_bitnet.kernels.sparse_product import (
+    COLUMNS_MULTIPLE,
+    OPERATOR,
+    ROWS_MULTIPLE,
+    SparseWeight,
+    sparse_product,
+)
 from sparse_bitnet.kernels.timing import milliseconds
 from sparse_bitnet.kernels.weight_fragments import empty_fragments, write_fragments
 from sparse_bitnet.numerics.activation import quantize_activation
@@ -24,9 +30,8 @@ from sparse_bitnet.recipe import Activations, Recipe
 
 Shape = tuple[int, int]  # [O, I]
 
-COLUMNS_MULTIPLE, ROWS_MULTIPLE = 16, 8  # of K and of O, for copies of whole tiles
 REPEATS = 10
-WORTHWHILE_GAIN = 1.3  # with less, whole steps were not faster: Qwen2.5-1.5B at 6:8, 1.05 to 1.36 a product
+WORTHWHILE_GAIN = 1.5  # whole steps of Qwen2.5-1.5B at 6:8, whose products gain up to 1.46, were not faster on an H100
 NO_LIFT = 4  # groups of 4 are their own windows
 WIDEST_FUSED = 4096
 """Up to this width torch.compile sees the quantisation of activations as plain mathematics: it fuses it with the norm
@@ -129,6 +134,11 @@ def sparse_forward_gains(
         times = [milliseconds(run, REPEATS, device) for run in (dense, sparse, pack)]
         gains[shape] = times[0] / (times[1] + times[2] / products_per_step)
     return gains
+
+
+def worthwhile_shapes(gains: Mapping[Shape, float]) -> frozenset[Shape]:
+    """Of what `sparse_forward_gains` found, the shapes that a step gets faster by."""
+    return frozenset(shape for shape, gain in gains.items() if gain >= WORTHWHILE_GAIN)
 
 
 def _forward_products(x: Tensor, effective: Tensor, recipe: Recipe) -> tuple[Callable[[], object], ...]:

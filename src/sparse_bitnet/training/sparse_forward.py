@@ -14,6 +14,7 @@ from sparse_bitnet.nn.sparse_forward import (
     sparse_forward_gains,
     sparse_forward_obstacle,
     sparse_tensor_core_obstacle,
+    worthwhile_shapes,
 )
 from sparse_bitnet.recipe import Recipe
 from sparse_bitnet.training.processes import from_all_processes, is_first_process
@@ -39,14 +40,14 @@ class SparseForward:
 
     def __call__(self, shapes: Collection[Shape], recipe: Recipe) -> frozenset[Shape]:
         able = {shape for shape in shapes if sparse_forward_obstacle(recipe, shape) is None}
-        if self.wanted is not True:
-            able = self._faster(able, recipe) if self.wanted == "auto" and able else set()
-        return frozenset(able)
+        if self.wanted is True:
+            return frozenset(able)
+        return self._faster(able, recipe) if self.wanted == "auto" and able else frozenset()
 
-    def _faster(self, shapes: set[Shape], recipe: Recipe) -> set[Shape]:
+    def _faster(self, shapes: set[Shape], recipe: Recipe) -> frozenset[Shape]:
         """The first process measures for all, so that all compute alike."""
         if self.device.type != "cuda" or sparse_tensor_core_obstacle(self.device, self.dtype) is not None:
-            return set()
+            return frozenset()
         gains: dict[Shape, float] = {}
         if is_first_process():
             gains = sparse_forward_gains(shapes, recipe, self.tokens, self.dtype, self.device, self.products_per_step)
@@ -55,5 +56,4 @@ class SparseForward:
                 f"forward on sparse tensor cores, times as fast as dense: {told}; used from {WORTHWHILE_GAIN} on",
                 flush=True,
             )
-        gains = from_all_processes(gains)[0]
-        return {shape for shape, gain in gains.items() if gain >= WORTHWHILE_GAIN}
+        return worthwhile_shapes(from_all_processes(gains)[0])

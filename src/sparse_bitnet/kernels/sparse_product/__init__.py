@@ -14,6 +14,8 @@ from sparse_bitnet.kernels.dispatch import Backend, Operator
 
 OPERATOR = Operator(__name__, (Backend("gpu_sparse_tensor_core", needs=("cuda.bindings",)), Backend("reference")))
 
+COLUMNS_MULTIPLE, ROWS_MULTIPLE = 16, 8  # of K and of O, which the copies of whole tiles need
+
 
 @dataclass(frozen=True)
 class SparseWeight:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparse_bitnet.kernels import cuda_device
-from sparse_bitnet.kernels.sparse_product import SparseWeight
+from sparse_bitnet.kernels.sparse_product import COLUMNS_MULTIPLE, ROWS_MULTIPLE, SparseWeight
 
 SOURCE = Path(__file__).with_suffix(".cu")
 WARPGROUPS, CLUSTER, STAGES, ROWS, TOKENS, DEPTH = 2, 2, 4, 64, 256, 128  # as in the source
@@ -30,12 +30,12 @@ def supports(codes: Tensor, token_scale: Tensor, weight: SparseWeight, dtype: to
         return f"the activations are on {codes.device.type}"
     if dtype not in RESULTS:
         return f"a result in {dtype}; it gives {', '.join(map(str, RESULTS))}"
-    if codes.shape[-1] % 16:
-        return f"{codes.shape[-1]} lifted columns are not a multiple of 16"
+    if codes.shape[-1] % COLUMNS_MULTIPLE:
+        return f"{codes.shape[-1]} lifted columns are not a multiple of {COLUMNS_MULTIPLE}"
     if codes.shape[-1] > MOST_COLUMNS:
         return f"{codes.shape[-1]} lifted columns are more than {MOST_COLUMNS}"
-    if weight.out_features % 8:
-        return f"out_features={weight.out_features} are not a multiple of 8"
+    if weight.out_features % ROWS_MULTIPLE:
+        return f"out_features={weight.out_features} are not a multiple of {ROWS_MULTIPLE}"
     return None
 
 
