@@ -150,9 +150,12 @@ def assert_activations_equal_numerics(x: Tensor, kind: str) -> None:
     from sparse_bitnet.kernels.quantize_lifted import gpu_triton as lifted  # where triton is
 
     for m in (m for m in (4, 6, 8) if x.shape[-1] % m == 0):  # 4: no lift, the codes themselves
-        assert lifted.supports(x, kind, m) is None
-        for found, expected in zip(lifted.run(x, kind, m), quantize_lifted_reference.run(x, kind, m), strict=True):
-            assert torch.equal(found, expected)
+        for room in (x.new_empty(0, dtype=torch.int8), torch.zeros_like(x, dtype=torch.int8)):
+            assert lifted.supports(x, kind, m, room) is None
+            codes = room.clone()
+            expected = *quantize_lifted_reference.run(x, kind, m, room), room
+            for found, wanted in zip((*lifted.run(x, kind, m, codes), codes), expected, strict=True):
+                assert torch.equal(found, wanted)
     for dtype in (torch.float32, HALF):
         run = QUANTIZE_ACTIVATION.select(x, kind, dtype)
         assert run.__module__.endswith("gpu_triton")

@@ -118,10 +118,13 @@ def test_fragments_give_the_effective_weight_back(pattern: str, dtype: torch.dty
 def test_lifted_activations_equal_the_reference(m: int, width: int, dtype: torch.dtype, device: str) -> None:
     x = (torch.randn(3, 5, width) * torch.logspace(-8, 4, 15).view(3, 5, 1)).to(dtype)
     x[0, 1] = 0
-    expected = lifted_reference.run(x, "int8", m)
+    codes = torch.empty(x.shape, dtype=torch.int8)
+    expected = *lifted_reference.run(x, "int8", m, codes), codes
     poison(expected[0].numel() // 4, torch.float32, device)
-    for found, wanted in zip(quantize_lifted.quantize_lifted(x.to(device), "int8", m), expected, strict=True):
+    found_codes = quantize_lifted.quantize_and_lift(x.to(device), "int8", m)
+    for found, wanted in zip(found_codes, expected, strict=True):
         assert torch.equal(found.cpu(), wanted)
+    assert torch.equal(quantize_lifted.quantize_lifted(x.to(device), "int8", m)[0].cpu(), expected[0])
     strange = x[0, 2:4].clone()
     strange[0, 3], strange[1, 7] = float("nan"), float("-inf")
     _, scale = quantize_lifted.quantize_lifted(strange.to(device), "int8", m)
@@ -159,7 +162,8 @@ def test_many_tiles_and_streams(device: str) -> None:
 @pytest.mark.parametrize("m", [4, 6, 8])
 def test_ops_keep_the_rules_of_torch_library(kind: str, m: int) -> None:
     x = torch.randn(2, 3, 8 * m)
-    torch.library.opcheck(torch.ops.sparse_bitnet.quantize_lifted.default, (x, kind, m))
+    for keep in (False, True):
+        torch.library.opcheck(torch.ops.sparse_bitnet.quantize_lifted.default, (x, kind, m, keep))
     lifted, scale = quantize_lifted.quantize_lifted(x, kind, m)
     fragments = packed(random_codes(24, 8 * m, f"{m - 2}:{m}"), m)
     arguments = (lifted, scale, fragments, torch.ones(1), None, 24, torch.float32)

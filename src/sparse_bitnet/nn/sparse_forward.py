@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparse_bitnet.formats.windows import lift_activation, lift_obstacle, lifted_width, lower_activation
+from sparse_bitnet.formats.windows import lift_activation, lift_obstacle, lifted_width
 from sparse_bitnet.kernels.dequantize_fragments import dequantize_fragments
 from sparse_bitnet.kernels.quantize_activation import fake_quantize_activation
-from sparse_bitnet.kernels.quantize_lifted import quantize_lifted
+from sparse_bitnet.kernels.quantize_lifted import quantize_and_lift
 from sparse_bitnet.kernels.sparse_product import (
     COLUMNS_MULTIPLE,
     OPERATOR,
@@ -34,7 +34,6 @@ Shape = tuple[int, int]  # [O, I]
 
 REPEATS = 10
 WORTHWHILE_GAIN = 1.2  # steps of 1.5B and 3B shapes, at 2:4 and 6:8, were no slower for what gained as much, on an H100
-NO_LIFT = 4  # groups of 4 are their own windows
 WIDEST_FUSED = 4096
 """Up to this width torch.compile sees the quantisation of activations as plain mathematics: it fuses it with the norm
 before, and does it once for the layers that share x. It reads wider tokens twice, so these have their own kernel."""
@@ -93,16 +92,15 @@ class _SparseLinear(torch.autograd.Function):
     ) -> Tensor:
         m = recipe.pattern.m
         if torch.compiler.is_compiling() and x.shape[-1] <= WIDEST_FUSED:
-            saved, scale = quantize_activation(x, recipe.activations)
-            codes, ctx.m = lift_activation(saved, m).contiguous(), NO_LIFT
+            codes, scale = quantize_activation(x, recipe.activations)
+            lifted = lift_activation(codes, m).contiguous()
         else:
-            codes, scale = quantize_lifted(x, recipe.activations, m)
-            saved, ctx.m = codes, m
-        ctx.save_for_backward(saved, scale, weight, fragments, row_scale)
+            lifted, scale, codes = quantize_and_lift(x, recipe.activations, m)
+        ctx.save_for_backward(codes, scale, weight, fragments, row_scale)
         ctx.recipe, ctx.parts, ctx.dtype = recipe, parts, dtype
         ctx.x_dtype, ctx.bias_dtype = x.dtype, None if bias is None else bias.dtype
         added = None if bias is None else bias.float()
-        return sparse_product(codes, scale, fragments, row_scale, added, weight.shape[0], dtype)
+        return sparse_product(lifted, scale, fragments, row_scale, added, weight.shape[0], dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -111,7 +109,7 @@ class _SparseLinear(torch.autograd.Function):
         rows = gradient.flatten(0, -2)  # [T, O]
         effective = dequantize_fragments(fragments, row_scale, *weight.shape, ctx.recipe.pattern.m, ctx.dtype)
         to_x = activation_gradient(gradient @ effective, ctx.x_dtype)
-        fake = (lower_activation(codes, ctx.m) / scale).to(ctx.dtype)  # [..., I]
+        fake = (codes / scale).to(ctx.dtype)  # [..., I]
         to_weight = latent_weight_gradient(rows.T @ fake.flatten(0, -2), weight, ctx.recipe, ctx.parts)
         to_bias = None if ctx.bias_dtype is None else rows.sum(0, dtype=torch.float32).to(ctx.bias_dtype)
         return to_x, to_weight, to_bias, None, None, None, None, None
@@ -163,7 +161,7 @@ def _forward_products(x: Tensor, effective: Tensor, recipe: Recipe) -> tuple[Cal
 
     @torch.no_grad()
     def sparse() -> Tensor:
-        codes, scale = quantize_lifted(x, recipe.activations, m)
-        return sparse_product(codes, scale, fragments, one, None, effective.shape[0], x.dtype)
+        lifted, scale, _ = quantize_and_lift(x, recipe.activations, m)
+        return sparse_product(lifted, scale, fragments, one, None, effective.shape[0], x.dtype)
 
     return dense, sparse, lambda: write_fragments([effective], m, [fragments])

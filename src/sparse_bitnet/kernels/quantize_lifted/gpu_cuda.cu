@@ -19,7 +19,7 @@ __device__ __forceinline__ float value_of(const u32 (&words)[WORDS], int i) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) quantize_lifted(
-    const uint4* x, uint4* codes, float* scales, int eights, int chunks) {
+    const uint4* x, uint4* lifted, uint2* codes, float* scales, int eights, int chunks) {
     extern __shared__ __align__(16) unsigned char row[];  // the token's codes before the lift
     __shared__ u32 largest[THREADS / 32];
     u32 held[HELD][WORDS];
@@ -63,20 +63,22 @@ extern "C" __global__ void __launch_bounds__(THREADS) quantize_lifted(
             bytes[half] = __byte_perm(__byte_perm(sums[0], sums[1], 0x0040), __byte_perm(sums[2], sums[3], 0x0040), 0x5410);
         }
         if (place < eights) {
-            if (M == 4) ((uint2*)codes)[(size_t)blockIdx.x * eights + place] = make_uint2(bytes[0], bytes[1]);
-            else ((uint2*)row)[place] = make_uint2(bytes[0], bytes[1]);
+            uint2 both = make_uint2(bytes[0], bytes[1]);
+            if (M == 4) ((uint2*)lifted)[(size_t)blockIdx.x * eights + place] = both;
+            else ((uint2*)row)[place] = both;
+            if (M != 4 && codes) codes[(size_t)blockIdx.x * eights + place] = both;
         }
     }
     if (M == 4) return;
     __syncthreads();
     for (int chunk = threadIdx.x; chunk < chunks; chunk += THREADS) {  // four windows
-        u32 lifted[4];
+        u32 windows[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             int window = 4 * chunk + i;
             const u16* pairs = (const u16*)(row + window / WINDOWS * M + window % WINDOWS * 2);
-            lifted[i] = pairs[0] | (u32)pairs[1] << 16;
+            windows[i] = pairs[0] | (u32)pairs[1] << 16;
         }
-        codes[(size_t)blockIdx.x * chunks + chunk] = make_uint4(lifted[0], lifted[1], lifted[2], lifted[3]);
+        lifted[(size_t)blockIdx.x * chunks + chunk] = make_uint4(windows[0], windows[1], windows[2], windows[3]);
     }
 }

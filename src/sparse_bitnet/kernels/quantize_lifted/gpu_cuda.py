@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sparse_bitnet.formats.windows import lifted_width
+from sparse_bitnet.formats.windows import WINDOW, lifted_width
 from sparse_bitnet.kernels import cuda_device
 from sparse_bitnet.numerics.activation import SMALLEST_MAGNITUDE
 from sparse_bitnet.recipe import Activations
@@ -20,7 +20,7 @@ WIDEST = 512 * MOST_HELD * EIGHT
 obstacle = cuda_device.obstacle
 
 
-def supports(x: Tensor, activations: Activations, m: int) -> str | None:
+def supports(x: Tensor, activations: Activations, m: int, codes: Tensor) -> str | None:
     width = x.shape[-1]
     if not x.is_cuda:
         return f"the activations are on {x.device.type}"
@@ -37,21 +37,22 @@ def supports(x: Tensor, activations: Activations, m: int) -> str | None:
     return None
 
 
-def run(x: Tensor, activations: Activations, m: int) -> tuple[Tensor, Tensor]:
+def run(x: Tensor, activations: Activations, m: int, codes: Tensor) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
     width = x.shape[-1]
-    lifted, eights = lifted_width(width, m), width // EIGHT
-    codes = torch.empty(*x.shape[:-1], lifted, dtype=torch.int8, device=x.device)
+    eights, chunks = width // EIGHT, lifted_width(width, m) // CHUNK
+    lifted = torch.empty(*x.shape[:-1], CHUNK * chunks, dtype=torch.int8, device=x.device)
     scale = torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device)
     if x.numel():
         threads = 128 if eights <= 256 else 256 if eights <= 1024 else 512
         kernel = cuda_device.compile_kernel(
-            SOURCE, "quantize_lifted", 0 if m == 4 else width,
+            SOURCE, "quantize_lifted", 0 if m == WINDOW else width,
             M=m, KIND=KINDS[x.dtype], THREADS=threads, HELD=-(-eights // threads), SMALLEST=f"{SMALLEST_MAGNITUDE}f",
         )  # fmt: skip
         with torch.cuda.device_of(x):
             kernel.launch(
                 scale.numel(), threads, (),
-                x.data_ptr(), codes.data_ptr(), scale.data_ptr(), eights, lifted // CHUNK,
+                x.data_ptr(), lifted.data_ptr(), codes.data_ptr() if codes.numel() else 0, scale.data_ptr(),
+                eights, chunks,
             )  # fmt: skip
-    return codes, scale
+    return lifted, scale
