@@ -114,6 +114,19 @@ def test_a_mistake_is_one_line(
     assert message in err and err.count("\n") == 1
 
 
+def test_a_model_without_a_tokenizer_is_one_line(
+    model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(model_directory / name)
+    monkeypatch.setattr(sys, "argv", ["sparse-bitnet", "serve", str(tmp_path), "--port", "0"])
+    with pytest.raises(SystemExit):
+        main()
+    err = capsys.readouterr().err
+    assert f"no tokenizer could be read from {tmp_path}: there are no files of a tokenizer" in err
+    assert err.count("\n") == 1
+
+
 def test_a_port_that_is_taken_is_told_before_a_model_is_opened() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

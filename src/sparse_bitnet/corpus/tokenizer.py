@@ -24,7 +24,10 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
             return PreTrainedTokenizerFast(tokenizer_file=str(path))
         if (path / TOKENIZER_FILE).exists():
             return PreTrainedTokenizerFast.from_pretrained(str(path))
-        return AutoTokenizer.from_pretrained(str(path) if path.exists() else source)
+        tokenizer = AutoTokenizer.from_pretrained(str(path) if path.exists() else source)
+        if tokenizer.vocab_size <= 1:  # what it makes for a model type that it knows, where there are no files
+            raise ValueError("there are no files of a tokenizer: copy the model's tokenizer.json there")
+        return tokenizer
     except Exception as error:  # tokenizers raises bare Exception
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"no tokenizer could be read from {source}: {reason}") from error

@@ -6,7 +6,7 @@ It fuses q, k, v and gate, up, which have scales of their own: a fused layer has
 Written from vLLM's sources (model_executor/layers/linear.py at 0036d38, quantization/base_config.py at 026bb17,
 quantization/__init__.py at 05d9095, parameter.py at 0045689) and tested beside a double of them, **not run with vLLM
 itself**, nor on a GPU. Split over several GPUs by columns of the input (o_proj, down_proj), each rounds its part of a
-token by the largest of that part, which is finer than the training did.
+token by the largest of that part, in steps as fine as the training's or finer.
 
 Shapes: O out_features and I in_features of this GPU's share, P matrices in a fused layer, B bytes a row.
 """
