@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from sparse_bitnet.cli import bench, convert, demo, doctor, eval, export, generate, init, inspect, train
+from sparse_bitnet.cli import bench, convert, demo, doctor, eval, export, generate, init, inspect, serve, train
 
 DEBUG_VARIABLE = "SPARSE_BITNET_DEBUG"
 
@@ -26,6 +26,7 @@ app.command("inspect")(inspect.inspect)
 app.add_typer(export.app, name="export")
 app.add_typer(eval.app, name="eval")
 app.command("generate")(generate.generate)
+app.command("serve")(serve.serve)
 app.add_typer(bench.app, name="bench")
 app.command("doctor")(doctor.doctor)
 

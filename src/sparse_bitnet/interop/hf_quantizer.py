@@ -14,7 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparse_bitnet.checkpoint.directory import stored_tensor_names
-from sparse_bitnet.nn.packed_linear import PackedLinear
+from sparse_bitnet.nn.packed_linear import PackedLinear, check_stored
 from sparse_bitnet.nn.stored_settings import LATENT, QUANT_METHOD, StoredSettings, named_layers
 from sparse_bitnet.nn.swap import exchange_for_loading, unpack_to_linear
 
@@ -53,7 +53,7 @@ class SparseBitNetQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         for name, layer in named_layers(model):
             if isinstance(layer, PackedLinear):
-                _check_values(name, layer)
+                check_stored(name, layer.weight, layer.weight_scale, layer.format)
         return model
 
     def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
@@ -85,12 +85,3 @@ def _check_tensors_present(model: nn.Module, checkpoint_files: list[str]) -> Non
             if not any(key == wanted or key.endswith(f".{wanted}") or wanted.endswith(f".{key}") for key in stored):
                 files = ", ".join(checkpoint_files)
                 raise ValueError(f"{files}: tensor {wanted} is missing: the checkpoint is incomplete, save it again")
-
-
-def _check_values(name: str, layer: PackedLinear) -> None:
-    if not bool(torch.isfinite(layer.weight_scale).all() and (layer.weight_scale > 0).all()):
-        raise ValueError(f"{name}.weight_scale is not a positive number: the checkpoint is damaged, convert it again")
-    if layer.format.has_invalid_codes(layer.weight):
-        raise ValueError(
-            f"{name}.weight is not of format {layer.format.name}: the checkpoint is damaged, convert it again"
-        )

@@ -112,3 +112,11 @@ class PackedLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"format={self.format.name}, pattern={self.recipe.pattern}, values={self.recipe.values}"
         )
+
+
+def check_stored(name: str, weight: Tensor, scale: Tensor, format: Format) -> None:
+    """ValueError where tensors that were read, [..., O, B] uint8 and [..., P] fp32, are not what `pack` writes."""
+    if not bool(torch.isfinite(scale).all() and (scale > 0).all()):
+        raise ValueError(f"{name}.weight_scale is not a positive number: the checkpoint is damaged, convert it again")
+    if format.has_invalid_codes(weight):
+        raise ValueError(f"{name}.weight is not of format {format.name}: the checkpoint is damaged, convert it again")
