@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from sparse_bitnet.cli import bench, convert, demo, doctor, eval, export, generate, init, inspect, train
+from sparse_bitnet.cli import bench, convert, demo, doctor, eval, export, generate, init, inspect, report, train
 
 DEBUG_VARIABLE = "SPARSE_BITNET_DEBUG"
 
@@ -27,6 +27,7 @@ app.add_typer(export.app, name="export")
 app.add_typer(eval.app, name="eval")
 app.command("generate")(generate.generate)
 app.add_typer(bench.app, name="bench")
+app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)
 
 
