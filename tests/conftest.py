@@ -19,6 +19,8 @@ from transformers.utils import logging as transformers_logging
 
 from sparse_bitnet import Recipe, prepare
 from sparse_bitnet.corpus.tokenizer import train_tokenizer
+from sparse_bitnet.training.config import load_config
+from sparse_bitnet.training.run import train
 
 transformers_logging.disable_progress_bar()
 
@@ -82,6 +84,22 @@ def latent_model(dense_model: Callable[..., PreTrainedModel]) -> Callable[..., P
         return prepare(dense_model(**settings), recipe or Recipe())
 
     return make
+
+
+@pytest.fixture(scope="session")
+def trained_runs(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs of 6 steps, as `train` leaves them: sparse throughout, and 2:4 after a dense half."""
+    root = tmp_path_factory.mktemp("runs")
+    dense_first = ("recipe.pattern=2:4", "schedule.kind=dense-to-sparse")
+    for name, overrides in {"sparse": (), "dense-first": dense_first}.items():
+        settings = [
+            f"output_dir={root / name}", f"data.files=[{corpus_file}]", f"data.validation_files=[{corpus_file}]",
+            "tokenizer.vocab_size=300", "training.steps=6", "training.block_size=16", "training.batch_size=2",
+            "training.warmup_steps=2", "training.log_every=1", "training.eval_every=2", "training.eval_blocks=2",
+            "training.keep_checkpoints=1",
+        ]  # fmt: skip
+        train(load_config(None, [*settings, *overrides]))
+    return [root / "sparse", root / "dense-first"]
 
 
 @pytest.fixture

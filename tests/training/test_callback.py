@@ -44,7 +44,10 @@ def test_it_works_unchanged_in_any_trainer(
     latent_model: Callable[..., PreTrainedModel], tmp_path: Path, trainer_class: type[Trainer]
 ) -> None:
     callback = SparseBitNetCallback(
-        dense_to_sparse(NMPattern(2, 4), 0.5), weight_decay_until=0.5, metrics_file=tmp_path / "metrics.jsonl"
+        dense_to_sparse(NMPattern(2, 4), 0.5),
+        weight_decay_until=0.5,
+        metrics_file=tmp_path / "metrics.jsonl",
+        histograms_file=tmp_path / "histograms.jsonl",
     )
     trainer = trainer_class(
         model=latent_model(), args=arguments(tmp_path), train_dataset=examples(), callbacks=[callback]
@@ -57,6 +60,12 @@ def test_it_works_unchanged_in_any_trainer(
     assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0}
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    moments = [json.loads(line) for line in (tmp_path / "histograms.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["pattern"]) for line in moments] == [
+        (step, "2:4" if step > 3 else "4:4") for step in range(7)
+    ]
+    assert all(sum(layer["masked"]) == 0 for layer in moments[0]["layers"].values())
+    assert all(sum(layer["masked"]) == sum(layer["kept"]) for layer in moments[-1]["layers"].values())
 
 
 def test_the_checkpoint_of_a_dense_stage_says_that_it_is_dense(

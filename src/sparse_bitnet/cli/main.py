@@ -7,7 +7,20 @@ import sys
 
 import typer
 
-from sparse_bitnet.cli import bench, convert, demo, doctor, eval, export, generate, init, inspect, serve, train
+from sparse_bitnet.cli import (
+    bench,
+    convert,
+    demo,
+    doctor,
+    eval,
+    export,
+    generate,
+    init,
+    inspect,
+    report,
+    serve,
+    train,
+)
 
 DEBUG_VARIABLE = "SPARSE_BITNET_DEBUG"
 
@@ -28,6 +41,7 @@ app.add_typer(eval.app, name="eval")
 app.command("generate")(generate.generate)
 app.command("serve")(serve.serve)
 app.add_typer(bench.app, name="bench")
+app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)
 
 

@@ -65,10 +65,12 @@ class SparseBitNetQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        return self.settings.format == LATENT
+        """With adapters: gradients pass through packed layers too."""
+        return True
 
     @property
     def is_qat_trainable(self) -> bool:
+        """Without adapters."""
         return self.settings.format == LATENT
 
     @property

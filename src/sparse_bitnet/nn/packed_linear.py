@@ -21,7 +21,7 @@ LARGEST_SCALE = float(torch.finfo(torch.float16).max)
 
 
 class PackedLinear(nn.Module):
-    """A linear layer over packed codes; not trainable.
+    """A linear layer over packed codes; not trainable, but gradients pass through it to layers below.
 
     weight        [O, B] uint8, codes in `format`. The usual name, so that a reader that does not know the format
                   stops at the wrong shape and dtype instead of going on with random weights
