@@ -87,7 +87,7 @@ def _row(shape: tuple[int, int], tokens: int, pattern: NMPattern, device: torch.
         "ours+": (lambda weight: ours(weight, *QUANTIZE_LIFTED.run(x, "int8", pattern.m)), fragments),
     }
     if device.type == "cuda":
-        systems |= _fp8_systems(weights, x)
+        systems |= fp8_systems(weights, x)
         lifted = [lift_weight(weight, pattern.m) for weight in weights]
         systems |= _cusparselt_system(lifted, codes, row_scale, x.dtype)
     row: dict[str, Any] = {"shape": list(shape), "tokens": tokens, "pattern": str(pattern)}
@@ -104,7 +104,8 @@ def _row(shape: tuple[int, int], tokens: int, pattern: NMPattern, device: torch.
     return row
 
 
-def _fp8_systems(weights: list[Tensor], x: Tensor) -> dict[str, System]:
+def fp8_systems(weights: list[Tensor], x: Tensor) -> dict[str, System]:
+    """`fp8`, its product alone, and `fp8+`, with the quantisation of x, over int8 weights [O, I]."""
     eighths = [weight.to(torch.float8_e4m3fn).T for weight in weights]
     ones = torch.ones(1, weights[0].shape[0], device=x.device)
     quantize = torch.compile(_fp8, dynamic=False)

@@ -69,6 +69,13 @@ def lift_weight(codes: Tensor, m: int) -> Tensor:
     return torch.stack(windows, dim=-2).flatten(-3)
 
 
+def lower_weight(lifted: Tensor, m: int) -> Tensor:
+    """[..., K] -> codes [..., I], the inverse of `lift_weight`."""
+    windows = lifted.reshape(*lifted.shape[:-1], lifted.shape[-1] // (2 * m - 4), m // STRIDE - 1, WINDOW)
+    starts, ends = windows[..., :STRIDE], windows[..., STRIDE:]  # [..., G, m / 2 - 1, 2]: each but the ends is in two
+    return (pad(starts, (0, 0, 0, 1)) + pad(ends, (0, 0, 1, 0))).flatten(-3)
+
+
 def _blocks(x: Tensor, m: int) -> Tensor:
     """[..., I] -> [..., I / m, m]"""
     return x.reshape(*x.shape[:-1], x.shape[-1] // m, m)

@@ -27,10 +27,13 @@ class SparseBitLinear(nn.Linear):
 
     recipe: Recipe
     parts: Parts
-    step_weight: Tensor | None = None  # effective weight [O, I] of this optimizer step, see step_weights.py
-    step_fragments: Tensor | None = None  # the same for sparse tensor cores
-    step_row_scale: Tensor | None = None  # [O] or [1], of step_fragments
-    step_version: int = -1  # of the latent weight that they were made from
+    step_dtype: torch.dtype | None = (
+        None  # in which the layer has its effective weight of this step, see step_weights.py
+    )
+    step_weight: Tensor | None = None  # [O, I] in that dtype
+    step_fragments: Tensor | None = None  # or this instead, for sparse tensor cores
+    step_row_scale: Tensor | None = None  # and [O] or [1] fp32
+    step_version: int = -1  # of the latent weight that it was made from
 
     def __init__(
         self,
@@ -61,13 +64,14 @@ class SparseBitLinear(nn.Linear):
         dtype, device = self.weight.dtype, input.device.type
         if device != "meta" and torch.is_autocast_enabled(device):  # torch refuses to say for meta
             dtype = torch.get_autocast_dtype(device)
-        made = self.step_weight
-        if made is None or not self.training or made.dtype != dtype or not self._is_unchanged():
-            weight = effective_weight(self.weight, self.recipe, self.parts, dtype)
+        has_step_weight = self.training and self.step_dtype == dtype and self._is_unchanged()
+        if has_step_weight and self.step_fragments is not None and self.step_row_scale is not None:
+            made = self.step_fragments, self.step_row_scale
+            return sparse_linear(input, self.weight, *made, self.bias, self.recipe, self.parts, dtype)
+        if has_step_weight and self.step_weight is not None:
+            weight = with_latent_gradient(self.step_weight, self.weight, self.recipe, self.parts)
         else:
-            weight = with_latent_gradient(made, self.weight, self.recipe, self.parts)
-            if self.step_fragments is not None and self.step_row_scale is not None:
-                return sparse_linear(input, weight, self.step_fragments, self.step_row_scale, self.bias, self.recipe)
+            weight = effective_weight(self.weight, self.recipe, self.parts, dtype)
         return F.linear(fake_quantize_activation(input, self.recipe.activations, dtype), weight, self.bias)
 
     def _is_unchanged(self) -> bool:

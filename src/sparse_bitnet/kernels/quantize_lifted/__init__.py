@@ -11,7 +11,10 @@ from sparse_bitnet.formats.windows import lifted_width
 from sparse_bitnet.kernels.dispatch import Backend, Operator
 from sparse_bitnet.recipe import Activations
 
-OPERATOR = Operator(__name__, (Backend("gpu_triton", needs=("triton",)), Backend("reference")))
+OPERATOR = Operator(
+    __name__,
+    (Backend("gpu_cuda", needs=("cuda.bindings",)), Backend("gpu_triton", needs=("triton",)), Backend("reference")),
+)
 
 
 def quantize_lifted(x: Tensor, activations: Activations, m: int) -> tuple[Tensor, Tensor]:
