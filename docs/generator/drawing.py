@@ -18,6 +18,7 @@ class Drawing:
     height: float
     label: str
     caption: str = ""
+    fits: bool = False  # shrinks with the page; else it scrolls there
     shapes: list[str] = field(default_factory=list)
 
     def box(self, x: float, y: float, width: float, height: float, kind: str, text: str = "", words: str = "") -> None:
@@ -57,9 +58,10 @@ class Drawing:
 
     def __str__(self) -> str:
         body = "".join(self.shapes)
+        kind = "drawing fits" if self.fits else "drawing"
         caption = f"<figcaption>{self.caption}</figcaption>" if self.caption else ""
         return (
-            f'<figure class="drawing"><div class="scroll"><svg viewBox="0 0 {self.width:g} {self.height:g}" '
+            f'<figure class="{kind}"><div class="scroll"><svg viewBox="0 0 {self.width:g} {self.height:g}" '
             f'style="width: {self.width:g}px" role="img" aria-label="{escape(self.label)}">{body}</svg>'
             f"</div>{caption}</figure>"
         )
@@ -67,9 +69,9 @@ class Drawing:
 
 def bars(label: str, caption: str, rows: Sequence[tuple[str, float, str, str]]) -> Drawing:
     """Horizontal bars, a row each: name, value, the value in words, class of the bar."""
-    left, room, step = 210, 400, 34
+    left, room, step = 180, 320, 34
     largest = max(value for _, value, _, _ in rows)
-    drawing = Drawing(left + room + 110, step * len(rows) + 8, label, caption)
+    drawing = Drawing(left + room + 70, step * len(rows) + 8, label, caption, fits=True)
     for index, (name, value, words, kind) in enumerate(rows):
         y, width = 4 + index * step, room * value / largest
         drawing.text(left - 12, y + 12, name, anchor="end")

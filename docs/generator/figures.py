@@ -202,20 +202,20 @@ def fragment_words() -> str:
     """The two words of thread 0, bit by bit."""
     drawing = Drawing(
         LEFT + 32 * WORD_BIT, 148, "The bits of the two words of thread 0",
-        "The two 32-bit words of thread 0, bit 31 first. Above, four bits a window: the columns of its two codes. "
-        "Below, two bits a code: row and window in which it stands; the colour is the register.",
+        "The two 32-bit words of thread 0, bit 31 first, with the row and the window that bits belong to. Above, four "
+        "bits a window: the columns of its two codes. Below, two bits a code; the colour is the register.",
     )  # fmt: skip
     drawing.text(LEFT - 14, 22, "metadata", anchor="end")
     drawing.text(LEFT - 14, 92, "codes", anchor="end")
-    for window in range(8):
-        x = LEFT + (7 - window) * 4 * WORD_BIT
-        drawing.box(x, 8, 4 * WORD_BIT - 2, 28, f"unit{window % 2 + 6}", f"window {window}", "small")
-    for row in (0, 8):
+    for row in range(16):
         for window in range(fragments.WINDOWS):
+            thread, bit = metadata_place(row, window)
+            if thread == 0:
+                x = LEFT + (28 - bit) * WORD_BIT
+                kind = f"unit{window % 2 + 6}"
+                drawing.box(x, 8, 4 * WORD_BIT - 2, 28, kind, f"r{row} w{window}", "mono small")
             thread, bits = value_place(row, window)
-            if thread:
-                continue
-            for first in bits[::2]:
+            for first in bits[::2] if thread == 0 else ():
                 x = LEFT + (30 - first) * WORD_BIT
                 drawing.box(x, 78, 2 * WORD_BIT - 2, 28, f"unit{_register(bits)}", f"r{row} w{window}", "mono tiny")
     for bit in range(0, 32, 4):
@@ -228,11 +228,24 @@ def value_place(row: int, window: int) -> tuple[int, list[int]]:
     """The thread and the bits of its second word in which `fragments.pack` puts the codes of a window."""
     lifted = torch.zeros(fragments.ROWS, fragments.COLUMNS, dtype=torch.int8)
     lifted[row, 4 * window : 4 * window + 2] = -1
-    words = fragments.pack(lifted)[0, 0, :, 1]
-    (thread,) = words.nonzero().flatten().tolist()
-    word = int(words[thread]) & 0xFFFFFFFF
+    thread, word = _changed(lifted, 1)
     ones = [bit for bit in range(32) if word >> bit & 1]  # -1 is 10: the upper bit of each pair
     return thread, sorted(bit - low for bit in ones for low in (0, 1))
+
+
+def metadata_place(row: int, window: int) -> tuple[int, int]:
+    """The thread and the lowest of the four bits of its first word that tell where a window's codes stand."""
+    lifted = torch.zeros(fragments.ROWS, fragments.COLUMNS, dtype=torch.int8)
+    lifted[row, 4 * window + 2 : 4 * window + 4] = 1
+    thread, word = _changed(lifted, 0)
+    return thread, (word & -word).bit_length() // 4 * 4
+
+
+def _changed(lifted: torch.Tensor, which: int) -> tuple[int, int]:
+    """The one thread whose word differs from that of a weight of zeros, and the bits that do."""
+    words, zeros = (fragments.pack(one)[0, 0, :, which] for one in (lifted, torch.zeros_like(lifted)))
+    (thread,) = (words != zeros).nonzero().flatten().tolist()
+    return thread, int(words[thread] ^ zeros[thread]) & 0xFFFFFFFF
 
 
 def dispatch() -> str:
@@ -270,6 +283,7 @@ def decoding_speed() -> str:
     rows = json.loads((RESULTS / "decode-1536-xeon-2-cores.json").read_text())["decode"]
     kinds = {"i2": "plus", "g4s3": "plus", "llama.cpp TQ2_0": "zero"}
     shown = [row for row in rows if row["threads"] == 2 and row["system"] in kinds]
+    shown.sort(key=lambda row: -row["tokens_per_second"])
     return str(
         bars(
             "Tokens a second of decoding on two cores",
@@ -285,6 +299,7 @@ def decoding_speed() -> str:
 def training_speed() -> str:
     """Tokens a second of training on one GPU."""
     rows = json.loads((RESULTS / "train-0.5b-h200.json").read_text())["systems"]
+    rows.sort(key=lambda row: -row["tokens_per_second"])
     names = {
         "dense": "nn.Linear, compiled", "ours": "ours, 6:8, compiled", "plain-compiled": "plain PyTorch, compiled",
         "plain": "plain PyTorch",

@@ -110,7 +110,7 @@ def _default(parameter: Any) -> str:
 
 
 def _settings_table(section: str, settings: type[Settings], comments: dict[str, tuple[str, str]]) -> str:
-    rows = ["| setting | in `train.yaml` | without it | |", "| --- | --- | --- | --- |"]
+    rows = ["| setting | `init` | default | |", "| --- | --- | --- | --- |"]
     for name, field in settings.model_fields.items():
         path = f"{section}.{name}" if section else name
         if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):

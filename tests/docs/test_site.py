@@ -79,6 +79,8 @@ def test_the_picture_of_the_fragments_has_each_thread_of_the_warp_with_its_16_co
     for thread in range(32):
         bits = [bit for owner, held in places if owner == thread for bit in held]
         assert sorted(bits) == list(range(32))
+    first = {window: figures.metadata_place(0, window) for window in range(8)}
+    assert first == {window: (0, 4 * window) for window in range(8)}
 
 
 def test_owners_of_bits_are_those_of_the_layout() -> None:
