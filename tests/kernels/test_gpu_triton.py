@@ -147,11 +147,11 @@ def test_activations_of_a_view(kind: str) -> None:
 
 
 def assert_activations_equal_numerics(x: Tensor, kind: str) -> None:
-    from sparse_bitnet.kernels.quantize_lifted import gpu_triton as quantize_lifted_triton  # where triton is
+    from sparse_bitnet.kernels.quantize_lifted import gpu_triton as lifted  # where triton is
 
     for m in (m for m in (4, 6, 8) if x.shape[-1] % m == 0):  # 4: no lift, the codes themselves
-        assert quantize_lifted_triton.supports(x, kind, m) is None
-        for found, expected in zip(quantize_lifted_triton.run(x, kind, m), quantize_lifted_reference.run(x, kind, m), strict=True):
+        assert lifted.supports(x, kind, m) is None
+        for found, expected in zip(lifted.run(x, kind, m), quantize_lifted_reference.run(x, kind, m), strict=True):
             assert torch.equal(found, expected)
     for dtype in (torch.float32, HALF):
         run = QUANTIZE_ACTIVATION.select(x, kind, dtype)

@@ -108,6 +108,7 @@ def fp8_systems(weights: list[Tensor], x: Tensor) -> dict[str, System]:
     """`fp8`, its product alone, and `fp8+`, with the quantisation of x, over int8 weights [O, I]."""
     eighths = [weight.to(torch.float8_e4m3fn).T for weight in weights]
     ones = torch.ones(1, weights[0].shape[0], device=x.device)
+    torch.compiler.reset()  # one shape after the other is compiled, and there is a limit
     quantize = torch.compile(_fp8, dynamic=False)
     narrow, scale = quantize(x)
 

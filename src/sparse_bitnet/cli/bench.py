@@ -24,6 +24,7 @@ def train(
     systems: Annotated[str, typer.Option(help="Of dense, plain, plain-compiled, ours, sparse.")] = "dense,plain,ours",
     steps: Annotated[int, typer.Option(min=1, help="Steps that are timed, after a warm-up.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="How often all systems are measured.")] = 2,
+    profile: Annotated[bool, typer.Option("--profile", help="Tell FILE each kernel's time in one more step.")] = False,
     device: Device = "auto",
     json: JsonFile = None,
 ) -> None:
@@ -37,7 +38,7 @@ def train(
         raise ValueError(f"--sharding {sharding}: choose none or fsdp2")
     bench = TrainBench(
         preset, pattern, sequence, batch, accumulation, vocabulary, gradient_checkpointing, sharding,
-        tuple(systems.split(",")), steps, rounds,
+        tuple(systems.split(",")), steps, rounds, profile,
     )  # fmt: skip
     joined = join_processes()
     chosen = str(joined.device) if joined.num_processes > 1 else choose_device(device)

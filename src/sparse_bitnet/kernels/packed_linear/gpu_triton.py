@@ -32,10 +32,20 @@ from sparse_bitnet.formats import i2
 from sparse_bitnet.kernels import triton_device
 from sparse_bitnet.kernels.packed_linear import PackedLayout
 from sparse_bitnet.kernels.packed_linear.reference import WIDEST_EXACT_IN_FP32
-from sparse_bitnet.kernels.quantize_activation.gpu_triton import DTYPES, code_of, load_block, settings, token_scale
+from sparse_bitnet.kernels.quantize_activation.gpu_triton import (
+    DTYPES,
+    LARGEST_BLOCK,
+    code_of,
+    load_block,
+    settings,
+    token_scale,
+)
 
-MOST_TOKENS_IN_WORDS = 8
-PROGRAMS = 264  # two for each multiprocessor of an H100 or H200
+MANY_ROWS = 8192  # that fill a GPU without splitting columns
+MOST_TOKENS_IN_WORDS = {False: 4, True: 2}  # by whether there are many rows
+PROGRAMS = 448  # enough of them to fill an H100 or H200, whose multiprocessors hold a few at a time
+WIDEST_PART = 4096  # columns of a token that a program quantises, where tokens are few
+FEW_TOKENS = 16
 FINISHED_ROWS = 256  # that a program of the third launch adds up
 INTERPRETED = tl.constexpr(triton_device.INTERPRETED)
 obstacle = triton_device.obstacle
@@ -58,18 +68,22 @@ class Tile:
 
 
 def choose_tile(tokens: int, rows: int, row_bytes: int) -> Tile:
-    """For T, O and B: loads of 16 bytes a thread along a row, and a few KB on their way to each multiprocessor."""
-    if tokens <= MOST_TOKENS_IN_WORDS and row_bytes % 4 == 0:
+    """For T, O and B: the best of a sweep on an H100, by the five shapes of `bench packed`."""
+    many = rows >= MANY_ROWS
+    if tokens <= MOST_TOKENS_IN_WORDS[many] and row_bytes % 4 == 0:
         width = max(16, triton.next_power_of_2(row_bytes // 4))
-        warps = min(4 if rows < 8192 else 1, triton.cdiv(width, 128))
-        block = min(width, 128 * warps)
-        least = 2 if rows < 8192 or tokens > 4 else 4
-        return Tile(True, triton.next_power_of_2(tokens), max(least, 256 // block), block, warps)
-    width = min(128, max(16, triton.next_power_of_2(tokens)))
-    height, block, warps, stages = (64, 128, 4, 4) if width <= 32 else (128, 64, 8, 4)
+        block = min(width, 128 if many else 512)
+        return Tile(True, triton.next_power_of_2(tokens), max(4, 256 // block), block, triton.cdiv(block, 128))
+    width = min(64, max(16, triton.next_power_of_2(tokens)))
+    height, block, warps, stages = (128, 64, 8, 4) if many and tokens > 64 else (64, 128, 4, 3)
     programs = triton.cdiv(rows, height) * triton.cdiv(tokens, width)
-    splits = max(1, min(PROGRAMS // programs, row_bytes // (2 * block)))
+    splits = max(1, min(8, PROGRAMS // programs, row_bytes // (2 * block)))
     return Tile(False, width, height, block, warps, splits, stages)
+
+
+def quantized_parts(tokens: int, width: int) -> int:
+    """Into how many parts of a token programs share its quantisation."""
+    return triton.cdiv(width, WIDEST_PART) if tokens <= FEW_TOKENS else 1
 
 
 def supports(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, layout: PackedLayout) -> str | None:
@@ -109,15 +123,19 @@ def run_tile(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, layo
     x, weight = x.contiguous(), weight.contiguous()
     tokens = x.numel() // width
     codes = torch.empty(tokens, 4, row_bytes, dtype=torch.int8, device=x.device)
-    sums = torch.empty(tokens, dtype=torch.int32, device=x.device)
+    parts = quantized_parts(tokens, width)
+    sums = torch.empty(parts, tokens, dtype=torch.int32, device=x.device)
     scales = torch.empty(tokens, dtype=torch.float32, device=x.device)
     overlap = _overlap(x.device)
-    follows = {"launch_pdl": True} if overlap else {}
-    epilogue = {"ENDS": tuple(accumulate(layout.parts)), "OVERLAPS": overlap, "enable_fp_fusion": False, **follows}
+    epilogue = {
+        "ENDS": tuple(accumulate(layout.parts)), "SUMS": parts, "OVERLAPS": overlap, "enable_fp_fusion": False,
+        **({"launch_pdl": True} if overlap else {}),
+    }  # fmt: skip
     rest = (y, sums, scales, scale.float().contiguous(), None if bias is None else bias.contiguous(), tokens, rows)
     with torch.cuda.device_of(x):
-        _quantize[(tokens,)](
-            x, codes, sums, scales, width, row_bytes, OVERLAPS=overlap,
+        _quantize[(tokens, parts)](
+            x, codes, sums, scales, width, row_bytes, OVERLAPS=overlap, PARTS=parts,
+            PART=min(LARGEST_BLOCK, max(4, triton.next_power_of_2(triton.cdiv(width, parts)))),
             **settings(max(4, width), layout.activations, most_warps=32),
         )  # fmt: skip
         grid = (triton.cdiv(rows, tile.rows), triton.cdiv(tokens, tile.tokens), tile.splits)
@@ -146,34 +164,45 @@ def _overlap(device: torch.device) -> bool:
 
 @triton.jit
 def _quantize(
-    x, codes, sums, scales, width, row_bytes, OVERLAPS: tl.constexpr,
+    x, codes, sums, scales, width, row_bytes, OVERLAPS: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr,
     SMALLEST: tl.constexpr, ROOT: tl.constexpr, BLOCK: tl.constexpr, HOLDS: tl.constexpr, INT8: tl.constexpr,
 ):  # fmt: skip
+    """Each program finds the scale of its whole token, and rounds its part of it."""
     if OVERLAPS:
         gdc_launch_dependents()
-    token = tl.program_id(0).to(tl.int64)
+    token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     x, codes = x + token * width, codes + token * 4 * row_bytes
     held = load_block(x, tl.arange(0, BLOCK), width)
     scale = token_scale(held, x, width, SMALLEST, ROOT, BLOCK, HOLDS, INT8)
-    total = tl.zeros([BLOCK], tl.int32)
-    first = 0
-    while first < width:
-        value = held if HOLDS else load_block(x, first + tl.arange(0, BLOCK), width)
-        code = code_of(value, scale, INT8)
-        code = tl.where(code == code, code, 0.0).to(tl.int8)  # NaN: its token is NaN by the scale
-        total += code
-        byte, plane = first // 4 + tl.arange(0, BLOCK // 4)[:, None], tl.arange(0, 4)[None, :]
-        tl.store(codes + plane * row_bytes + byte, tl.reshape(code, [BLOCK // 4, 4]), mask=byte < row_bytes)
-        first += BLOCK
+    if PARTS == 1 and HOLDS:
+        total = _store_planes(held, scale, codes, 0, row_bytes, INT8)
+    else:
+        total = 0
+        first = part * PART
+        while first < (width if PARTS == 1 else tl.minimum(width, (part + 1) * PART)):
+            value = load_block(x, first + tl.arange(0, PART), width)
+            total += _store_planes(value, scale, codes, first, row_bytes, INT8)
+            first += PART
     tl.store(scales + token, scale)
-    tl.store(sums + token, tl.sum(total, axis=0))
+    tl.store(sums + part * tl.num_programs(0) + token, total)
+
+
+@triton.jit
+def _store_planes(value, scale, codes, first, row_bytes, INT8: tl.constexpr):
+    """Codes of columns from `first` on to their planes; their sum."""
+    SIZE: tl.constexpr = value.shape[0]
+    code = code_of(value, scale, INT8)
+    code = tl.where(code == code, code, 0.0).to(tl.int8)  # NaN: its token is NaN by the scale
+    byte, plane = first // 4 + tl.arange(0, SIZE // 4)[:, None], tl.arange(0, 4)[None, :]
+    tl.store(codes + plane * row_bytes + byte, tl.reshape(code, [SIZE // 4, 4]), mask=byte < row_bytes)
+    return tl.sum(code.to(tl.int32), axis=0)
 
 
 @triton.jit
 def _multiply_words(
     codes, weight, y, sums, scales, scale, bias, tokens, rows,
     WORDS: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-    ENDS: tl.constexpr, OVERLAPS: tl.constexpr,
+    ENDS: tl.constexpr, SUMS: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     row, token = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
     column, is_row, is_token = tl.arange(0, BLOCK), (row < rows)[:, None], (token < tokens)[:, None]
@@ -196,7 +225,7 @@ def _multiply_words(
         even = _add_products(high & 0x03030303, tl.load(codes + 2 * WORDS + word, mask=mask, other=0), even)
         odd = _add_products(high & 0x0C0C0C0C, tl.load(codes + 3 * WORDS + word, mask=mask, other=0), odd)
     total = tl.sum(even + (odd >> 2), axis=2)
-    _finish(total, y, sums, scales, scale, bias, token, tokens, row, rows, ENDS)
+    _finish(total, y, sums, scales, scale, bias, token, tokens, row, rows, ENDS, SUMS)
 
 
 @triton.jit
@@ -235,7 +264,7 @@ def _dot4(a, b, total):
 def _multiply_bytes(
     codes, weight, partial, y, sums, scales, scale, bias, tokens, rows,
     BYTES: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr,
-    ENDS: tl.constexpr, OVERLAPS: tl.constexpr,
+    ENDS: tl.constexpr, SUMS: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     row, token = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
     split = tl.program_id(2)
@@ -255,7 +284,7 @@ def _multiply_bytes(
             right = tl.load(of_plane, mask=is_token & (byte < BYTES)[:, None], other=0)
             total = tl.dot(_plane(packed, plane), right, total, out_dtype=tl.int32)
     if SPLITS == 1:
-        _finish(tl.trans(total), y, sums, scales, scale, bias, token, tokens, row, rows, ENDS)
+        _finish(tl.trans(total), y, sums, scales, scale, bias, token, tokens, row, rows, ENDS, SUMS)
     else:
         place = (split * tokens + token).to(tl.int64)[None, :] * rows + row[:, None]
         tl.store(partial + place, total, mask=is_row & is_token)
@@ -276,7 +305,8 @@ def _plane(packed, plane: tl.constexpr):
 @triton.jit
 def _finish_splits(
     partial, y, sums, scales, scale, bias, tokens, rows,
-    SPLITS: tl.constexpr, ROWS: tl.constexpr, ENDS: tl.constexpr, OVERLAPS: tl.constexpr,
+    SPLITS: tl.constexpr, ROWS: tl.constexpr,
+    ENDS: tl.constexpr, SUMS: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     row, token = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) + tl.arange(0, 1)
     if OVERLAPS:
@@ -285,19 +315,23 @@ def _finish_splits(
     for split in tl.static_range(SPLITS):
         place = (split * tokens + token).to(tl.int64)[:, None] * rows + row[None, :]
         total += tl.load(partial + place, mask=(row < rows)[None, :], other=0)
-    _finish(total, y, sums, scales, scale, bias, token, tokens, row, rows, ENDS)
+    _finish(total, y, sums, scales, scale, bias, token, tokens, row, rows, ENDS, SUMS)
 
 
 @triton.jit
-def _finish(total, y, sums, scales, scale, bias, token, tokens, row, rows, ENDS: tl.constexpr):
+def _finish(
+    total, y, sums, scales, scale, bias, token, tokens, row, rows, ENDS: tl.constexpr, SUMS: tl.constexpr
+):  # fmt: skip
     """y of total [T, R], the products of q with codes + 1; part p of a period of rows ends before ENDS[p]."""
-    offset = tl.load(sums + token, mask=token < tokens, other=0)[:, None]
+    offset = tl.load(sums + token, mask=token < tokens, other=0)
+    for i in tl.static_range(1, SUMS):
+        offset += tl.load(sums + i * tokens + token, mask=token < tokens, other=0)
     of_token = tl.load(scales + token, mask=token < tokens, other=1.0)[:, None]
     part = tl.zeros_like(row)
     for i in tl.static_range(len(ENDS)):
         part += (row % ENDS[len(ENDS) - 1] >= ENDS[i]).to(tl.int32)
     of_row = tl.load(scale + part)[None, :]
-    value = (total - offset).to(tl.float32) * tl.div_rn(of_row, of_token)
+    value = (total - offset[:, None]).to(tl.float32) * tl.div_rn(of_row, of_token)
     if bias is not None:
         value += tl.load(bias + row, mask=row < rows, other=0.0).to(tl.float32)[None, :]
     place = y + token.to(tl.int64)[:, None] * rows + row[None, :]
