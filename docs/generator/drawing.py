@@ -8,6 +8,7 @@ from html import escape
 
 CELL = 34  # of a code
 BIT = 22  # of a bit
+LEFT = 96  # of the names of rows
 
 
 @dataclass
@@ -78,3 +79,11 @@ def bars(label: str, caption: str, rows: Sequence[tuple[str, float, str, str]]) 
         drawing.box(left, y, width, 24, kind)
         drawing.text(left + width + 8, y + 12, words, "mono", anchor="start")
     return drawing
+
+
+def code_class(code: int) -> str:
+    return {-1: "minus", 0: "zero", 1: "plus"}[code]
+
+
+def code_text(code: int) -> str:
+    return f"{code:+d}" if code else "0"

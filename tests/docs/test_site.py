@@ -14,6 +14,7 @@ import pytest
 from nbclient import NotebookClient
 
 import figures
+import layouts
 import sparse_bitnet
 import tables
 from fenced import ROOT
@@ -75,11 +76,11 @@ def test_every_figure_and_table_is_shown() -> None:
 
 
 def test_the_picture_of_the_fragments_has_each_thread_of_the_warp_with_its_16_codes() -> None:
-    places = [figures.value_place(row, window) for row in range(16) for window in range(fragments.WINDOWS)]
+    places = [layouts.value_place(row, window) for row in range(16) for window in range(fragments.WINDOWS)]
     for thread in range(32):
         bits = [bit for owner, held in places if owner == thread for bit in held]
         assert sorted(bits) == list(range(32))
-    first = {window: figures.metadata_place(0, window) for window in range(8)}
+    first = {window: layouts.metadata_place(0, window) for window in range(8)}
     assert first == {window: (0, 4 * window) for window in range(8)}
 
 
@@ -87,7 +88,7 @@ def test_owners_of_bits_are_those_of_the_layout() -> None:
     """By the drawing in formats/i2.py: code i of a byte has the bits 2 i and 2 i + 1."""
     from sparse_bitnet.formats import i2
 
-    assert figures.owners(i2.pack, [1, 0, -1, 1], [[0], [1], [2], [3]]) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert layouts.owners(i2.pack, [1, 0, -1, 1], [[0], [1], [2], [3]]) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_the_notebook_runs_and_says_what_it_says_on_the_page() -> None:
