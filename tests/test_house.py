@@ -119,6 +119,12 @@ def test_the_figures_of_the_tutorial_are_those_of_the_result_file() -> None:
     assert f"a perplexity of {perplexities}, {seen['bits_per_byte_packed']:.2f} bits a byte" in told
 
 
+def test_the_links_of_the_readme_lead_somewhere() -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", README)
+    assert len(links) > 5
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
 def rows_of(text: str) -> set[str]:
     """The rows of the tables that hold speeds: those with a number of at least one decimal in a cell of its own."""
     return {line for line in text.splitlines() if re.search(r"^\| .*\| [\d,]+\.\d+[ |]", line)}
