@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.utils import logging as transformers_logging
 
 from sparse_bitnet import Recipe, prepare
+from sparse_bitnet.cli.main import main
 from sparse_bitnet.corpus.tokenizer import train_tokenizer
 from sparse_bitnet.training.config import load_config
 from sparse_bitnet.training.run import train
@@ -26,6 +29,12 @@ transformers_logging.disable_progress_bar()
 
 WORDS = "the cat sat on a mat and the dog ran to the old red barn while rain fell over green hills".split()
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
 
 
 @pytest.fixture(autouse=True)
@@ -124,3 +133,20 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the real text and tokenizers of {SHARED_DATA} are not on this machine")
     return SHARED_DATA
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """A command called as a shell calls it, in this process, for speed: `command("inspect", directory)`."""
+
+    def call(*arguments: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["sparse-bitnet", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as exit:
+            code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+        return Answer(code, *capsys.readouterr())
+
+    return call
