@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sparse_bitnet.kernels.effective_weight import effective_weight, with_latent_gradient
 from sparse_bitnet.kernels.quantize_activation import fake_quantize_activation
 from sparse_bitnet.nn.sparse_forward import sparse_linear
-from sparse_bitnet.numerics.ternary import Parts, quantize_weight
+from sparse_bitnet.numerics.ternary import Parts, add_residual, quantize_weight
 from sparse_bitnet.recipe import Recipe
 
 
@@ -31,6 +31,7 @@ class SparseBitLinear(nn.Linear):
     step_fragments: Tensor | None = None  # the same for sparse tensor cores
     step_row_scale: Tensor | None = None  # [O] or [1], of step_fragments
     step_version: int = -1  # of the latent weight that they were made from
+    residual: Tensor | None = None  # [] fp32, share of the latent weight that training adds, see swap.set_residual
 
     def __init__(
         self,
@@ -66,8 +67,10 @@ class SparseBitLinear(nn.Linear):
             weight = effective_weight(self.weight, self.recipe, self.parts, dtype)
         else:
             weight = with_latent_gradient(made, self.weight, self.recipe, self.parts)
-            if self.step_fragments is not None and self.step_row_scale is not None:
+            if self.step_fragments is not None and self.step_row_scale is not None and self.residual is None:
                 return sparse_linear(input, weight, self.step_fragments, self.step_row_scale, self.bias, self.recipe)
+        if self.residual is not None and self.training:  # with it the weight is not ternary: no sparse tensor cores
+            weight = add_residual(weight, self.weight, self.residual)
         return F.linear(fake_quantize_activation(input, self.recipe.activations, dtype), weight, self.bias)
 
     def _is_unchanged(self) -> bool:
