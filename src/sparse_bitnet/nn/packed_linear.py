@@ -32,6 +32,7 @@ class PackedLinear(nn.Module):
 
     weight: Tensor
     weight_scale: Tensor
+    fast: Callable[[Tensor], Tensor] | None = None  # see acceleration.py; without gradient
 
     def __init__(
         self,
@@ -86,6 +87,8 @@ class PackedLinear(nn.Module):
         return packed.train(layer.training)
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.fast is not None and not (torch.is_grad_enabled() and input.requires_grad):
+            return self.fast(input)
         layout = PackedLayout(self.format.name, self.in_features, self.recipe.activations, self.parts)
         return packed_linear(input, self.weight, self.weight_scale, self.bias, layout)
 
@@ -103,7 +106,7 @@ class PackedLinear(nn.Module):
         return linear
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
-        scale = self.weight_scale
+        scale, self.fast = self.weight_scale, None
         super()._apply(fn, recurse)
         if self.weight_scale.dtype != torch.float32:  # a cast of the model: keep the value, follow the device
             self.weight_scale = scale.to(self.weight_scale.device)

@@ -27,10 +27,13 @@ class SparseBitLinear(nn.Linear):
 
     recipe: Recipe
     parts: Parts
-    step_weight: Tensor | None = None  # effective weight [O, I] of this optimizer step, see step_weights.py
-    step_fragments: Tensor | None = None  # the same for sparse tensor cores
-    step_row_scale: Tensor | None = None  # [O] or [1], of step_fragments
-    step_version: int = -1  # of the latent weight that they were made from
+    step_dtype: torch.dtype | None = (
+        None  # in which the layer has its effective weight of this step, see step_weights.py
+    )
+    step_weight: Tensor | None = None  # [O, I] in that dtype
+    step_fragments: Tensor | None = None  # or this instead, for sparse tensor cores
+    step_row_scale: Tensor | None = None  # and [O] or [1] fp32
+    step_version: int = -1  # of the latent weight that it was made from
     residual: Tensor | None = None  # [] fp32, share of the latent weight that training adds, see swap.set_residual
 
     def __init__(
@@ -62,15 +65,17 @@ class SparseBitLinear(nn.Linear):
         dtype, device = self.weight.dtype, input.device.type
         if device != "meta" and torch.is_autocast_enabled(device):  # torch refuses to say for meta
             dtype = torch.get_autocast_dtype(device)
-        made = self.step_weight
-        if made is None or not self.training or made.dtype != dtype or not self._is_unchanged():
-            weight = effective_weight(self.weight, self.recipe, self.parts, dtype)
+        has_step_weight = self.training and self.step_dtype == dtype and self._is_unchanged()
+        residual = self.residual if self.training else None
+        fragments, row_scale = self.step_fragments, self.step_row_scale
+        if has_step_weight and fragments is not None and row_scale is not None and residual is None:
+            return sparse_linear(input, self.weight, fragments, row_scale, self.bias, self.recipe, self.parts, dtype)
+        if has_step_weight and self.step_weight is not None:
+            weight = with_latent_gradient(self.step_weight, self.weight, self.recipe, self.parts)
         else:
-            weight = with_latent_gradient(made, self.weight, self.recipe, self.parts)
-            if self.step_fragments is not None and self.step_row_scale is not None and self.residual is None:
-                return sparse_linear(input, weight, self.step_fragments, self.step_row_scale, self.bias, self.recipe)
-        if self.residual is not None and self.training:  # with it the weight is not ternary: no sparse tensor cores
-            weight = add_residual(weight, self.weight, self.residual)
+            weight = effective_weight(self.weight, self.recipe, self.parts, dtype)
+        if residual is not None:  # with it the weight is no longer of codes: no sparse tensor cores above
+            weight = add_residual(weight, self.weight, residual)
         return F.linear(fake_quantize_activation(input, self.recipe.activations, dtype), weight, self.bias)
 
     def _is_unchanged(self) -> bool:
