@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
-from sparse_bitnet import NMPattern, Recipe, SparseBitNetCallback
+from sparse_bitnet import NMPattern, Recipe, SparseBitNetCallback, convert
 from sparse_bitnet.nn.sparse_forward import Shape
 from sparse_bitnet.nn.stored_settings import named_layers
-from sparse_bitnet.training.schedules import dense_to_sparse
+from sparse_bitnet.training.schedules import ResidualSchedule, dense_to_sparse
 from sparse_bitnet.training.trainer import Trainer as SparseBitNetTrainer
 
 
@@ -129,3 +129,23 @@ def test_sparse_shapes_are_chosen_once_a_pattern_and_used_in_their_stage(
     assert asked == ["2:4", "4:4"]
     assert used == [False] * 6 + [False] * 3 + [True] * 3  # a dense pattern has no form for sparse tensor cores
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_the_residual_follows_its_schedule_and_is_gone_at_the_end(
+    latent_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    seen: list[float] = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args: object, state: object, control: object, **kwargs: object) -> None:
+            layer = next(layer for _, layer in named_layers(kwargs["model"]))  # type: ignore[arg-type]
+            seen.append(0.0 if layer.residual is None else float(layer.residual))  # type: ignore[union-attr]
+
+    for until in (0.5, 1.0):
+        seen.clear()
+        schedule = ResidualSchedule(peak=1.0, warmup=0.2, until=until)
+        model = latent_model(Recipe("3:4", values="sign"))
+        callbacks = [SparseBitNetCallback(residual=schedule), Watch()]
+        Trainer(model=model, args=arguments(tmp_path), train_dataset=examples(), callbacks=callbacks).train()
+        assert seen == pytest.approx([schedule.share_at(step, 6) for step in range(6)])
+        convert(model)  # which refuses a residual

@@ -62,6 +62,11 @@ class PackedLinear(nn.Module):
         """The codes and the scale of `layer`, packed; ValueError, with `name`, where a weight or scale cannot be."""
         if not bool(torch.isfinite(layer.weight).all()):
             raise ValueError(f"{name}: the weight holds NaN or infinity and cannot be packed")
+        if layer.residual is not None:
+            raise ValueError(
+                f"{name}: it trains with {float(layer.residual):.3g} of its latent weight added, which codes do not "
+                f"hold: train until that is 0, or call set_residual(model, 0)"
+            )
         layout = choose_format(layer.recipe, format)
         codes, scale = layer.quantize_weight()
         if float(scale.max()) > LARGEST_SCALE:

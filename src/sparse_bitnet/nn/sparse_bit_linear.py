@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sparse_bitnet.kernels.effective_weight import effective_weight, with_latent_gradient
 from sparse_bitnet.kernels.quantize_activation import fake_quantize_activation
 from sparse_bitnet.nn.sparse_forward import sparse_linear
-from sparse_bitnet.numerics.ternary import Parts, quantize_weight
+from sparse_bitnet.numerics.ternary import Parts, add_residual, quantize_weight
 from sparse_bitnet.recipe import Recipe
 
 
@@ -34,6 +34,7 @@ class SparseBitLinear(nn.Linear):
     step_fragments: Tensor | None = None  # or this instead, for sparse tensor cores
     step_row_scale: Tensor | None = None  # and [O] or [1] fp32
     step_version: int = -1  # of the latent weight that it was made from
+    residual: Tensor | None = None  # [] fp32, share of the latent weight that training adds, see swap.set_residual
 
     def __init__(
         self,
@@ -65,13 +66,16 @@ class SparseBitLinear(nn.Linear):
         if device != "meta" and torch.is_autocast_enabled(device):  # torch refuses to say for meta
             dtype = torch.get_autocast_dtype(device)
         has_step_weight = self.training and self.step_dtype == dtype and self._is_unchanged()
-        if has_step_weight and self.step_fragments is not None and self.step_row_scale is not None:
-            made = self.step_fragments, self.step_row_scale
-            return sparse_linear(input, self.weight, *made, self.bias, self.recipe, self.parts, dtype)
+        residual = self.residual if self.training else None
+        fragments, row_scale = self.step_fragments, self.step_row_scale
+        if has_step_weight and fragments is not None and row_scale is not None and residual is None:
+            return sparse_linear(input, self.weight, fragments, row_scale, self.bias, self.recipe, self.parts, dtype)
         if has_step_weight and self.step_weight is not None:
             weight = with_latent_gradient(self.step_weight, self.weight, self.recipe, self.parts)
         else:
             weight = effective_weight(self.weight, self.recipe, self.parts, dtype)
+        if residual is not None:  # with it the weight is no longer of codes: no sparse tensor cores above
+            weight = add_residual(weight, self.weight, residual)
         return F.linear(fake_quantize_activation(input, self.recipe.activations, dtype), weight, self.bias)
 
     def _is_unchanged(self) -> bool:

@@ -16,11 +16,11 @@ from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
 from sparse_bitnet.nn.sparse_forward import Shape
 from sparse_bitnet.nn.step_weights import StepWeights
 from sparse_bitnet.nn.stored_settings import named_layers
-from sparse_bitnet.nn.swap import set_pattern
+from sparse_bitnet.nn.swap import set_pattern, set_residual
 from sparse_bitnet.recipe import NMPattern, Recipe
 from sparse_bitnet.training.monitors import MaskMonitor, non_finite_tensors, weight_histograms
 from sparse_bitnet.training.run_log import append_line, drop_steps_after, is_histogram_due
-from sparse_bitnet.training.schedules import PatternSchedule, falling_share
+from sparse_bitnet.training.schedules import PatternSchedule, ResidualSchedule, falling_share
 from sparse_bitnet.training.sharding import whole_tensor
 
 INITIAL_DECAY = "initial_weight_decay"
@@ -40,6 +40,8 @@ class SparseBitNetCallback(TrainerCallback):
     histograms_file     JSON lines, 17 in a run, with the histograms of the latent weights of every layer
     sparse_shapes       picks, from the shapes [O, I] of the layers, those whose forward products run on sparse tensor
                         cores; asked once for each pattern of the schedule; None picks none
+    residual            how much of the latent weight is added at every step (see `set_residual`); products run dense
+                        while there is some. None adds nothing
 
     The layers' effective weights are made once an optimizer step (see `StepWeights`). With each log event the callback
     adds `pattern`, `flip_rate`, `zeros`, `zeros_natural`, `zeros_masked` and `polarisation` (see `LayerReading`) to the
@@ -56,12 +58,14 @@ class SparseBitNetCallback(TrainerCallback):
         metrics_file: Path | str | None = None,
         histograms_file: Path | str | None = None,
         sparse_shapes: Callable[[Collection[Shape], Recipe], Collection[Shape]] | None = None,
+        residual: ResidualSchedule | None = None,
     ) -> None:
         self.schedule = schedule
         self.weight_decay_until = weight_decay_until
         self.metrics_file = None if metrics_file is None else Path(metrics_file)
         self.histograms_file = None if histograms_file is None else Path(histograms_file)
         self.sparse_shapes = sparse_shapes
+        self.residual = residual
         self.monitor = MaskMonitor()
         self._step_weights: StepWeights | None = None
         self._shapes_by_pattern: dict[NMPattern, Collection[Shape]] = {}
@@ -86,6 +90,8 @@ class SparseBitNetCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._set_pattern(kwargs["model"], state)
+        if self.residual is not None:
+            set_residual(kwargs["model"], self.residual.share_at(state.global_step, state.max_steps))
         if self.weight_decay_until is not None:
             share = falling_share(state.global_step, state.max_steps, self.weight_decay_until)
             for group in _groups(kwargs["optimizer"]):
@@ -98,6 +104,8 @@ class SparseBitNetCallback(TrainerCallback):
     ) -> None:
         if self._step_weights is not None:
             self._step_weights.release()
+        if self.residual is not None:  # a schedule that lasts to the last step ends here
+            set_residual(kwargs["model"], self.residual.share_at(state.global_step, state.max_steps))
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -182,6 +182,7 @@ def _trainer(
         weight_decay_until=settings.weight_decay_until if quantised else None,
         metrics_file=root / METRICS_FILE,
         histograms_file=root / HISTOGRAMS_FILE,
+        residual=config.schedule.residual_schedule(),
         sparse_shapes=SparseForward(
             settings.sparse_forward,
             tokens=settings.batch_size * settings.block_size,
