@@ -193,6 +193,11 @@ def test_the_sparse_forward_is_that_of_the_result_files() -> None:
     )
     assert f"2:4 takes {two[0]} ms where bf16 takes {two[1]}, fp8 {two[2]} and cuSPARSELt 0.8.0 {two[3]}" in told
     assert f"6:8 {six[0]}, {six[1]}, {six[2]} and {six[3]}" in told
+    dense, sparse = (row["kernels"] for row in RESULTS["train-3b-6of8-checkpointed-h100"]["systems"])
+    of_all, of_sparse = (sum(kernel["ms"] for kernel in kernels) for kernels in (dense, sparse))
+    alone = next(kernel["ms"] for kernel in sparse if kernel["kernel"] == "sparse_product")
+    assert f"of the {of_all:.0f} ms of kernels in a dense step at 3B" in told
+    assert f"as {alone:.0f} of {of_sparse:.0f}:" in told
     for page in (PERFORMANCE, ON_GPUS):
         assert f"where that is {WORTHWHILE_GAIN} times as fast as the dense product" in " ".join(page.split())
 

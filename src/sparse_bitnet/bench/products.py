@@ -2,6 +2,7 @@
 
     bf16        the dense product of cuBLAS
     fp8         the dense product of cuBLASLt in e4m3, a scale a token and a row: the quickest dense one
+    int8        the dense product of cuBLASLt in int8, its sums in int32; `int8+` with quantisation and scales too
     cusparselt  NVIDIA's library for 2:4 int8, with a scale a row; its result still lacks the scale of the token
     ours        the kernel of sparse_product, scales included
     ours+       the same with the quantisation of its activations; `bf16+` and `fp8+` likewise, as a layer needs them
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparse_bitnet.formats.windows import lift_weight
+from sparse_bitnet.formats.windows import WINDOW, lift_weight
 from sparse_bitnet.kernels.quantize_activation import OPERATOR as FAKE_QUANTIZE
 from sparse_bitnet.kernels.quantize_lifted import quantize_lifted
 from sparse_bitnet.kernels.sparse_product import OPERATOR as SPARSE_PRODUCT
@@ -87,7 +88,7 @@ def _row(shape: tuple[int, int], tokens: int, pattern: NMPattern, device: torch.
         "ours+": (lambda weight: ours(weight, *quantize_lifted(x, "int8", pattern.m)), fragments),
     }
     if device.type == "cuda":
-        systems |= fp8_systems(weights, x)
+        systems |= fp8_systems(weights, x) | _int8_systems(weights, x, row_scale)
         lifted = [lift_weight(weight, pattern.m) for weight in weights]
         systems |= _cusparselt_system(lifted, codes, row_scale, x.dtype)
     row: dict[str, Any] = {"shape": list(shape), "tokens": tokens, "pattern": str(pattern)}
@@ -98,7 +99,7 @@ def _row(shape: tuple[int, int], tokens: int, pattern: NMPattern, device: torch.
     for name in ("bf16", "fp8", "cusparselt"):
         if f"{name}_ms" in row:
             row[f"times_{name}"] = row[f"{name}_ms"] / row["ours_ms"]
-    for name in ("bf16", "fp8"):
+    for name in ("bf16", "int8", "fp8"):
         if f"{name}+_ms" in row:
             row[f"times_{name}+"] = row[f"{name}+_ms"] / row["ours+_ms"]
     return row
@@ -122,6 +123,24 @@ def _fp8(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [T, I] -> e4m3 [T, I] and its scale [T, 1], by which it is multiplied to come back."""
     scale = x.abs().amax(-1, keepdim=True).float().clamp(min=1e-5) / LARGEST_FP8
     return (x / scale).to(torch.float8_e4m3fn), scale
+
+
+def _int8_systems(weights: list[Tensor], x: Tensor, row_scale: Tensor) -> dict[str, System]:
+    """`int8` and `int8+`, over int8 weights [O, I]: exact as ours is, and dense."""
+    columns = [weight.T for weight in weights]
+    codes, _ = quantize_lifted(x, "int8", WINDOW)
+    rescale = torch.compile(_rescale, dynamic=False)
+
+    def layer(weight: Tensor) -> Tensor:
+        codes, scale = quantize_lifted(x, "int8", WINDOW)
+        return rescale(torch._int_mm(codes, weight), row_scale, scale, x.dtype)
+
+    layer(columns[0])
+    return {"int8": (partial(torch._int_mm, codes), columns), "int8+": (layer, columns)}
+
+
+def _rescale(sums: Tensor, row_scale: Tensor, token_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return (sums * (row_scale / token_scale)).to(dtype)
 
 
 def _cusparselt_system(lifted: list[Tensor], codes: Tensor, row_scale: Tensor, dtype: torch.dtype) -> dict[str, System]:

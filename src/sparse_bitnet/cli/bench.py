@@ -105,7 +105,7 @@ def products(
     torch.manual_seed(0)
     target = torch.device(choose_device(device))
     rows = bench_products(_shapes(shapes), _numbers("tokens", tokens), patterns.split(","), target)
-    names = ("bf16", "fp8", "cusparselt", "ours", "bf16+", "fp8+", "ours+")
+    names = ("bf16", "int8", "fp8", "cusparselt", "ours", "bf16+", "int8+", "fp8+", "ours+")
     print(f"{'shape':<14}{'tokens':>7} {'n:m':<6}{''.join(f'{name:>11}' for name in names)} ms    of sparse peak")
     for row in rows:
         times = "".join(f"{row[key]:>11.4f}" if (key := f"{name}_ms") in row else f"{'-':>11}" for name in names)

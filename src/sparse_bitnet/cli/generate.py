@@ -41,9 +41,19 @@ def generate(
 
     language_model = open_model(model, device=chosen).eval()
     tokenizer = load_tokenizer(model)
+    if chosen.startswith("cuda"):
+        _accelerate(language_model)
     if engine == "auto" and chosen == "cpu":
         print(f"transformers writes, not the native engine: {reason}", file=sys.stderr)
     _write_with_transformers(language_model, tokenizer, prompt_tokens(tokenizer, prompt), max_new_tokens, sampling)
+
+
+def _accelerate(language_model: Any) -> None:
+    from sparse_bitnet.nn.acceleration import accelerate
+    from sparse_bitnet.nn.packed_linear import PackedLinear
+
+    if any(isinstance(layer, PackedLinear) for layer in language_model.modules()):
+        accelerate(language_model, (1, 64, 512, 2048), language_model.dtype)
 
 
 def _write_natively(decoder: Any, tokenizer: Any, ids: list[int], max_new_tokens: int, sampling: Any) -> None:

@@ -10,9 +10,7 @@ from typing import Any
 from sparse_bitnet.checkpoint.directory import write_text
 
 CONFIG_FILE, ENVIRONMENT_FILE = "config.yaml", "env.json"
-METRICS_FILE = (
-    "metrics.jsonl"  # a line a log event: loss, learning rate, readings of the layers; or the validation loss
-)
+METRICS_FILE = "metrics.jsonl"  # a line a log event: loss, learning rate, readings of layers; or a validation loss
 HISTOGRAMS_FILE = "histograms.jsonl"  # a line at each moment of `is_histogram_due`
 MODEL, TOKENS = "model", "tokens"  # directories, beside the checkpoints
 
