@@ -5,22 +5,20 @@ Shapes: T tokens (any leading dimensions), O out_features, I in_features, P part
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparse_bitnet.formats import Format, choose_format
+from sparse_bitnet.formats import choose_format
 from sparse_bitnet.kernels.packed_linear import PackedLayout, packed_linear
+from sparse_bitnet.nn.layer import Fp32Scales, PackedLayer
 from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
 from sparse_bitnet.numerics.ternary import Parts, dequantize_weight
 from sparse_bitnet.recipe import Recipe
 
-LARGEST_SCALE = float(torch.finfo(torch.float16).max)
 
-
-class PackedLinear(nn.Module):
+class PackedLinear(PackedLayer, Fp32Scales):
     """A linear layer over packed codes; not trainable.
 
     weight        [O, B] uint8, codes in `format`. The usual name, so that a reader that does not know the format
@@ -29,9 +27,6 @@ class PackedLinear(nn.Module):
                   when the model is cast
     bias          [O] float, or None
     """
-
-    weight: Tensor
-    weight_scale: Tensor
 
     def __init__(
         self,
@@ -48,7 +43,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.recipe = recipe or Recipe()
-        self.format: Format = choose_format(self.recipe, format)
+        self.format = choose_format(self.recipe, format)
         self.parts = tuple(parts)
         width = self.format.bytes_per_row(in_features)
         self.register_buffer("weight", torch.zeros(out_features, width, dtype=torch.uint8, device=device))
@@ -59,12 +54,7 @@ class PackedLinear(nn.Module):
     @classmethod
     def from_latent(cls, layer: SparseBitLinear, format: str = "auto", name: str = "SparseBitLinear") -> PackedLinear:
         """The codes and the scale of `layer`, packed; ValueError, with `name`, where a weight or scale cannot be."""
-        if not bool(torch.isfinite(layer.weight).all()):
-            raise ValueError(f"{name}: the weight holds NaN or infinity and cannot be packed")
-        layout = choose_format(layer.recipe, format)
-        codes, scale = layer.quantize_weight()
-        if float(scale.max()) > LARGEST_SCALE:
-            raise ValueError(f"{name}: scale {float(scale.max()):.3g} is beyond fp16, which ends at {LARGEST_SCALE}")
+        layout, codes, scale = layer.pack_weight(format, name)
         packed = cls(
             layer.in_features,
             layer.out_features,
@@ -74,8 +64,7 @@ class PackedLinear(nn.Module):
             format=layout.name,
             parts=layer.parts,
         )
-        packed.weight = packed.format.pack(codes)
-        packed.weight_scale = scale.half().float()
+        packed.weight, packed.weight_scale = codes, scale
         if layer.bias is not None:
             packed.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
         return packed.train(layer.training)
@@ -83,10 +72,6 @@ class PackedLinear(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         layout = PackedLayout(self.format.name, self.in_features, self.recipe.activations, self.parts)
         return packed_linear(input, self.weight, self.weight_scale, self.bias, layout)
-
-    def codes(self) -> Tensor:
-        """Codes [O, I] int8."""
-        return self.format.unpack(self.weight, self.in_features)
 
     def to_linear(self, dtype: torch.dtype) -> nn.Linear:
         """`nn.Linear` over the effective weight in `dtype`; its activations are no longer quantised."""
@@ -96,13 +81,6 @@ class PackedLinear(nn.Module):
         if self.bias is not None:
             linear.bias = nn.Parameter(self.bias.to(dtype), requires_grad=False)
         return linear
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
-        scale = self.weight_scale
-        super()._apply(fn, recurse)
-        if self.weight_scale.dtype != torch.float32:  # a cast of the model: keep the value, follow the device
-            self.weight_scale = scale.to(self.weight_scale.device)
-        return self
 
     def extra_repr(self) -> str:
         return (

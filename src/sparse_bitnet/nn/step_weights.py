@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from sparse_bitnet.kernels.effective_weight import empty_scale, write_effective_weights
+from sparse_bitnet.kernels.effective_weight import empty_scale, scale_count, write_effective_weights
 from sparse_bitnet.kernels.weight_fragments import empty_fragments, write_fragments
+from sparse_bitnet.nn.layer import LatentLayer
 from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
 from sparse_bitnet.nn.sparse_forward import Shape, sparse_forward_obstacle
 from sparse_bitnet.nn.stored_settings import named_layers
@@ -37,7 +38,7 @@ class StepWeights:
         self.dtype = dtype
         self.sparse_shapes = sparse_shapes
         self._layers = [
-            layer for _, layer in named_layers(model) if isinstance(layer, SparseBitLinear) and _is_whole(layer)
+            layer for _, layer in named_layers(model) if isinstance(layer, LatentLayer) and _is_whole(layer)
         ]
         self._scale: Tensor | None = None
         self._sparse: list[tuple[SparseBitLinear, Tensor]] = []  # those with fragments, and their scale [P]
@@ -45,8 +46,9 @@ class StepWeights:
 
     @property
     def shapes(self) -> set[Shape]:
-        """Those of the layers."""
-        return {(layer.out_features, layer.in_features) for layer in self._layers}
+        """Those of the linear layers."""
+        linears = (layer for layer in self._layers if isinstance(layer, SparseBitLinear))
+        return {(layer.out_features, layer.in_features) for layer in linears}
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -78,9 +80,11 @@ class StepWeights:
 
     def _arrange_fragments(self, recipe: Recipe, scale: Tensor) -> None:
         """Room for the fragments of the layers that have them, anew where pattern or shapes have changed."""
-        scales = scale.split([max(1, len(layer.parts)) for layer in self._layers])
+        scales = scale.split([scale_count(layer.weight, layer.parts) for layer in self._layers])
         self._sparse.clear()
         for layer, one in zip(self._layers, scales, strict=True):
+            if not isinstance(layer, SparseBitLinear):
+                continue
             shape = layer.out_features, layer.in_features
             layer.step_fragments = layer.step_row_scale = None
             if shape in self.sparse_shapes and sparse_forward_obstacle(recipe, shape) is None:
@@ -94,10 +98,12 @@ class StepWeights:
         self._scale = self._arranged = None
         self._sparse.clear()
         for layer in self._layers:
-            layer.step_weight = layer.step_fragments = layer.step_row_scale = None
+            layer.step_weight = None
+            if isinstance(layer, SparseBitLinear):
+                layer.step_fragments = layer.step_row_scale = None
 
 
-def _is_whole(layer: SparseBitLinear) -> bool:
+def _is_whole(layer: LatentLayer) -> bool:
     """Whether the weight is here between forward passes: FSDP2 splits it, FSDP1 and ZeRO-3 leave a stump."""
     shape = (layer.out_features, layer.in_features)
-    return layer.weight.shape == shape and not isinstance(layer.weight, DTensor)
+    return layer.weight.shape[-2:] == shape and not isinstance(layer.weight, DTensor)

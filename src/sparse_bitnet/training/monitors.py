@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
+from sparse_bitnet.nn.layer import LatentLayer
 from sparse_bitnet.nn.stored_settings import named_layers
 from sparse_bitnet.numerics.ternary import absmean_scale, scale_by_row, ternary_codes, weight_mask
 from sparse_bitnet.training.sharding import whole_tensor
@@ -50,12 +50,12 @@ class MaskMonitor:
     @torch.no_grad()
     def read(self, model: nn.Module) -> tuple[LayerReading | None, dict[str, LayerReading]]:
         """Overall reading, weighted by layer size, and one a layer; (None, {}) for a model without trainable layers."""
-        layers = {name: layer for name, layer in named_layers(model) if isinstance(layer, SparseBitLinear)}
+        layers = {name: layer for name, layer in named_layers(model) if isinstance(layer, LatentLayer)}
         readings = {name: self._read_layer(name, layer) for name, layer in layers.items()}
         sizes = {name: layer.weight.numel() for name, layer in layers.items()}
         return _weighted_mean(readings, sizes), readings
 
-    def _read_layer(self, name: str, layer: SparseBitLinear) -> LayerReading:
+    def _read_layer(self, name: str, layer: LatentLayer) -> LayerReading:
         weight = whole_tensor(layer.weight.detach())
         mask = weight_mask(weight, layer.recipe, layer.parts)
         scale = absmean_scale(weight, layer.parts)
