@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from sparse_bitnet.cli import bench, convert, demo, doctor, eval, export, generate, init, inspect, train
+from sparse_bitnet.cli import bench, convert, demo, doctor, eval, export, generate, import_model, init, inspect, train
 
 DEBUG_VARIABLE = "SPARSE_BITNET_DEBUG"
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("init")(init.init)
 app.command("train")(train.train)
+app.command("import")(import_model.import_model)
 app.command("convert")(convert.convert)
 app.command("inspect")(inspect.inspect)
 app.add_typer(export.app, name="export")

@@ -174,7 +174,7 @@ class PackedExperts(Experts, Fp32Scales):
         gate_up, down = self.layers[GATE_UP], self.layers[DOWN]
 
         def run(x: Tensor, ends: Tensor) -> Tensor:
-            chosen = [(expert, rows) for expert, rows in enumerate(x.split(_counts(ends))) if len(rows)]
+            chosen = [(expert, rows) for expert, rows in enumerate(rows_by_expert(x, ends)) if len(rows)]
             found = [down.product(self.join(gate_up.product(rows, expert)), expert) for expert, rows in chosen]
             return torch.cat(found) if found else x
 
@@ -210,7 +210,7 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """
     if weight.dtype == GROUPED_DTYPE and not any(size % GROUPED_MULTIPLE for size in weight.shape[1:]):
         return F.grouped_mm(x, weight.transpose(-2, -1), offs=ends)
-    parts = zip(x.split(_counts(ends)), weight.unbind(), strict=True)
+    parts = zip(rows_by_expert(x, ends), weight.unbind(), strict=True)
     return torch.cat([F.linear(rows, one) for rows, one in parts])
 
 
@@ -240,6 +240,6 @@ def experts_obstacle(module: nn.Module) -> str | None:
     return None
 
 
-def _counts(ends: Tensor) -> list[int]:
-    """Rows of each expert, from where they end."""
-    return ends.diff(prepend=ends.new_zeros(1)).tolist()
+def rows_by_expert(x: Tensor, ends: Tensor) -> tuple[Tensor, ...]:
+    """x [S, ...] cut where the rows of each expert end, [E] int32: a view for each."""
+    return x.split(ends.diff(prepend=ends.new_zeros(1)).tolist())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeVar
@@ -83,15 +83,12 @@ def prepare(
 def set_pattern(model: nn.Module, pattern: NMPattern | str) -> None:
     """Give every trainable layer another n:m pattern; ValueError, nothing changed, where a width does not divide."""
     pattern = pattern if isinstance(pattern, NMPattern) else NMPattern.parse(pattern)
-    layers = {name: layer for name, layer in named_layers(model) if isinstance(layer, LatentLayer)}
-    if not layers:
-        raise ValueError("the model has no trainable sparse ternary layers: call prepare(model, recipe) first")
-    for name, layer in layers.items():
-        pattern.check_width(layer.in_features, name)
-    for layer in layers.values():
-        layer.recipe = replace(layer.recipe, pattern=pattern)
-        layer.step_version = -1  # what was made for this step has the pattern before
-    record_settings(model)
+    _set_recipes(model, lambda recipe: replace(recipe, pattern=pattern))
+
+
+def set_recipe(model: nn.Module, recipe: Recipe) -> None:
+    """Give every trainable layer another recipe; ValueError, nothing changed, where a width does not divide."""
+    _set_recipes(model, lambda before: recipe)
 
 
 def convert(model: Model, format: str = "auto") -> Model:
@@ -195,6 +192,19 @@ def _warn_of_unmatched(model: nn.Module, entries: Sequence[str]) -> None:
     for entry in entries:
         if not any(_matches(name, entry) for name in names):
             warnings.warn(f"{entry!r} matches no layer of the model", stacklevel=3)
+
+
+def _set_recipes(model: nn.Module, change: Callable[[Recipe], Recipe]) -> None:
+    layers = {name: layer for name, layer in named_layers(model) if isinstance(layer, LatentLayer)}
+    if not layers:
+        raise ValueError("the model has no trainable sparse ternary layers: call prepare(model, recipe) first")
+    recipes = {name: change(layer.recipe) for name, layer in layers.items()}
+    for name, layer in layers.items():
+        recipes[name].pattern.check_width(layer.in_features, name)
+    for name, layer in layers.items():
+        layer.recipe = recipes[name]
+        layer.step_version = -1  # what was made for this step has the recipe before
+    record_settings(model)
 
 
 def _fits(recipe: Recipe, name: str, in_features: int, indivisible: str) -> bool:

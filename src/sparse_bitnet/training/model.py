@@ -68,6 +68,11 @@ def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreT
                 f"of a recipe only the pattern can change"
             )
         return model
+    if config.model.weights != "random" and getattr(model.config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"{config.model.source} is quantised already: `sparse-bitnet import` makes a trainable checkpoint of one "
+            f"with quant_method bitnet"
+        )
     settings = config.recipe
     prepare(model, recipe, settings.targets, settings.ignore, indivisible=settings.indivisible)
     return model
