@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sparse_bitnet import _transformers_hook
 
 if TYPE_CHECKING:
+    from sparse_bitnet.nn.acceleration import accelerate
     from sparse_bitnet.nn.packed_linear import PackedLinear
     from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
     from sparse_bitnet.nn.step_weights import StepWeights
@@ -31,6 +32,7 @@ __all__ = [
     "SparseBitNetCallback",
     "StepWeights",
     "Summary",
+    "accelerate",
     "convert",
     "prepare",
     "set_pattern",
@@ -45,6 +47,7 @@ _ROOMS = {
     "SparseBitNetCallback": "training.callback",
     "StepWeights": "nn.step_weights",
     "Summary": "nn.summary",
+    "accelerate": "nn.acceleration",
     "convert": "nn.swap",
     "prepare": "nn.swap",
     "set_pattern": "nn.swap",

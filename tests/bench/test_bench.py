@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from sparse_bitnet import Recipe, SparseBitLinear
 from sparse_bitnet.bench.baselines import PlainLinear, exchange_for_plain, plain_effective_weight
 from sparse_bitnet.bench.checks import check_kernels, check_packed_linear
+from sparse_bitnet.bench.packed import bench_packed
 from sparse_bitnet.bench.train import TrainBench, bench_train
 from sparse_bitnet.cli.main import app
 from sparse_bitnet.kernels.effective_weight import reference
@@ -106,6 +107,16 @@ def test_linears_are_measured_beside_the_reading_of_their_bytes() -> None:
     assert all(row["times_first"] == 1 for row in rows if row["format"] == "i2")
     bits = {row["format"]: 8 * row["bytes"] / result["weights"] for row in rows}
     assert bits == {"i2": 2, "t5": pytest.approx(1.6, rel=0.03), "g4": 1.5, "g4s2": 1.25, "g4s3": 1.25}
+
+
+def test_packed_layers_are_measured_beside_bf16() -> None:
+    rows = bench_packed([(8, 64), (4, 66)], (1, 3), CPU)
+    assert [(row["shape"], row["tokens"], row["packed_bytes"]) for row in rows] == [
+        ([8, 64], 1, 128), ([8, 64], 3, 128), ([4, 66], 1, 68), ([4, 66], 3, 68),
+    ]  # fmt: skip
+    for row in rows:
+        assert row["times_bf16"] == row["bf16_ms"] / row["ours_ms"]
+        assert row["share_of_copy_bandwidth"] > 0
 
 
 def test_no_speed_is_told_of_a_wrong_packed_linear(monkeypatch: pytest.MonkeyPatch) -> None:

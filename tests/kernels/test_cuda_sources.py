@@ -40,3 +40,16 @@ def test_the_packing_compiles_for_every_group_and_dtype(m: str, source: str, tmp
     file = KERNELS / "weight_fragments" / "gpu_cuda.cu"
     told = compiled(file, tmp_path, M=m, SOURCE=source, IS_FLOAT=str(int(source != "signed char")))
     assert "0 bytes spill stores" in told
+
+
+@pytest.mark.parametrize(("m", "kind"), [("4", "1"), ("6", "0"), ("8", "2"), ("32", "1")])
+def test_the_quantisation_compiles_for_every_group_and_dtype(m: str, kind: str, tmp_path: Path) -> None:
+    file = KERNELS / "quantize_lifted" / "gpu_cuda.cu"
+    told = compiled(file, tmp_path, M=m, KIND=kind, THREADS="512", HELD="8", SMALLEST="1e-05f")
+    assert "0 bytes spill stores" in told
+
+
+@pytest.mark.parametrize(("m", "result"), [("4", "bf16"), ("6", "f16"), ("8", "bf16"), ("32", "bf16")])
+def test_the_unpacking_compiles_for_every_group_and_dtype(m: str, result: str, tmp_path: Path) -> None:
+    file = KERNELS / "dequantize_fragments" / "gpu_cuda.cu"
+    assert "0 bytes spill stores" in compiled(file, tmp_path, M=m, RESULT=f'"{result}"')

@@ -20,7 +20,6 @@ from numerics.recipes import all_recipes
 from sparse_bitnet.kernels.effective_weight import OPERATOR as EFFECTIVE_WEIGHT
 from sparse_bitnet.kernels.effective_weight import empty_scale, reference
 from sparse_bitnet.kernels.quantize_activation import OPERATOR as QUANTIZE_ACTIVATION
-from sparse_bitnet.kernels.quantize_lifted import OPERATOR as QUANTIZE_LIFTED
 from sparse_bitnet.kernels.quantize_lifted import reference as quantize_lifted_reference
 from sparse_bitnet.numerics.activation import fake_quantize_activation
 from sparse_bitnet.recipe import Recipe
@@ -148,11 +147,15 @@ def test_activations_of_a_view(kind: str) -> None:
 
 
 def assert_activations_equal_numerics(x: Tensor, kind: str) -> None:
+    from sparse_bitnet.kernels.quantize_lifted import gpu_triton as lifted  # where triton is
+
     for m in (m for m in (4, 6, 8) if x.shape[-1] % m == 0):  # 4: no lift, the codes themselves
-        run = QUANTIZE_LIFTED.select(x, kind, m)
-        assert run.__module__.endswith("gpu_triton")
-        for found, expected in zip(run(x, kind, m), quantize_lifted_reference.run(x, kind, m), strict=True):
-            assert torch.equal(found, expected)
+        for room in (x.new_empty(0, dtype=torch.int8), torch.zeros_like(x, dtype=torch.int8)):
+            assert lifted.supports(x, kind, m, room) is None
+            codes = room.clone()
+            expected = *quantize_lifted_reference.run(x, kind, m, room), room
+            for found, wanted in zip((*lifted.run(x, kind, m, codes), codes), expected, strict=True):
+                assert torch.equal(found, wanted)
     for dtype in (torch.float32, HALF):
         run = QUANTIZE_ACTIVATION.select(x, kind, dtype)
         assert run.__module__.endswith("gpu_triton")

@@ -9,6 +9,8 @@ from torch import Tensor
 from formats.test_windows import random_codes
 from sparse_bitnet.formats.windows import lift_activation
 from sparse_bitnet.kernels import quantize_lifted, sparse_product
+from sparse_bitnet.kernels.dequantize_fragments import dequantize_fragments
+from sparse_bitnet.kernels.quantize_lifted import reference as lifted_reference
 from sparse_bitnet.kernels.weight_fragments import empty_fragments, write_fragments
 from sparse_bitnet.kernels.weight_fragments import reference as fragments_reference
 
@@ -96,6 +98,40 @@ def lift_weight_of(codes: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_fragments_give_the_effective_weight_back(pattern: str, dtype: torch.dtype, device: str) -> None:
+    if device == "cuda" and dtype == torch.float32:
+        pytest.skip("the GPU's backend gives half precision alone")
+    m = int(pattern.partition(":")[2])
+    for rows, groups, scales in ((64, 16, 1), (130, 37, 130), (8, 1, 1)):
+        codes, row_scale = random_codes(rows, groups * m, pattern), torch.rand(scales) + 0.5
+        fragments = packed(codes.to(device), m)
+        poison(codes.numel(), dtype, device)
+        found = dequantize_fragments(fragments, row_scale.to(device), rows, groups * m, m, dtype)
+        assert torch.equal(found.cpu(), codes.to(dtype) * row_scale.to(dtype).unsqueeze(-1))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("m", "width"), [(4, 16), (4, 4096), (6, 96), (8, 32), (8, 2048), (8, 11008), (32, 18944)])
+def test_lifted_activations_equal_the_reference(m: int, width: int, dtype: torch.dtype, device: str) -> None:
+    x = (torch.randn(3, 5, width) * torch.logspace(-8, 4, 15).view(3, 5, 1)).to(dtype)
+    x[0, 1] = 0
+    codes = torch.empty(x.shape, dtype=torch.int8)
+    expected = *lifted_reference.run(x, "int8", m, codes), codes
+    poison(expected[0].numel() // 4, torch.float32, device)
+    found_codes = quantize_lifted.quantize_and_lift(x.to(device), "int8", m)
+    for found, wanted in zip(found_codes, expected, strict=True):
+        assert torch.equal(found.cpu(), wanted)
+    assert torch.equal(quantize_lifted.quantize_lifted(x.to(device), "int8", m)[0].cpu(), expected[0])
+    strange = x[0, 2:4].clone()
+    strange[0, 3], strange[1, 7] = float("nan"), float("-inf")
+    _, scale = quantize_lifted.quantize_lifted(strange.to(device), "int8", m)
+    assert not bool((scale > 0).any())  # so that a loss becomes NaN or infinite
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_no_tokens_give_no_rows(device: str) -> None:
     codes = random_codes(16, 64, "2:4").to(device)
     lifted, scale = quantize_lifted.quantize_lifted(torch.zeros(0, 64, device=device), "int8", 4)
@@ -126,11 +162,14 @@ def test_many_tiles_and_streams(device: str) -> None:
 @pytest.mark.parametrize("m", [4, 6, 8])
 def test_ops_keep_the_rules_of_torch_library(kind: str, m: int) -> None:
     x = torch.randn(2, 3, 8 * m)
-    torch.library.opcheck(torch.ops.sparse_bitnet.quantize_lifted.default, (x, kind, m))
+    for keep in (False, True):
+        torch.library.opcheck(torch.ops.sparse_bitnet.quantize_lifted.default, (x, kind, m, keep))
     lifted, scale = quantize_lifted.quantize_lifted(x, kind, m)
     fragments = packed(random_codes(24, 8 * m, f"{m - 2}:{m}"), m)
     arguments = (lifted, scale, fragments, torch.ones(1), None, 24, torch.float32)
     torch.library.opcheck(torch.ops.sparse_bitnet.sparse_product.default, arguments)
+    arguments = (fragments, torch.ones(1), 24, 8 * m, m, torch.float32)
+    torch.library.opcheck(torch.ops.sparse_bitnet.dequantize_fragments.default, arguments)
 
 
 @pytest.mark.gpu

@@ -111,9 +111,11 @@ def test_released_layers_hold_nothing() -> None:
     assert list(model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
 
 
-def test_a_backward_pass_after_a_refresh_is_refused() -> None:
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_a_backward_pass_after_a_refresh_is_refused(is_sparse: bool) -> None:
     model = network(Recipe("6:8"))
     step_weights = StepWeights(model)
+    step_weights.sparse_shapes = step_weights.shapes if is_sparse else ()
     step_weights.refresh()
     loss = model(torch.randn(8, 64)).square().mean()
     step_weights.refresh()

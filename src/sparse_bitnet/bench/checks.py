@@ -38,8 +38,8 @@ def check_kernels(shapes: Iterable[tuple[int, int]], recipe: Recipe, dtype: torc
 def check_packed_linear(weight: torch.Tensor, layout: PackedLayout, tokens: Iterable[int]) -> None:
     """ValueError where the chosen backend is not equal to the reference on this packed weight [O, B]."""
     for count in tokens:
-        x = torch.randn(count, layout.in_features)
-        arguments = (x, weight, torch.ones(1), None, layout)
+        x = torch.randn(count, layout.in_features, device=weight.device)
+        arguments = (x, weight, torch.ones(1, device=weight.device), None, layout)
         if not torch.equal(packed_linear.OPERATOR.run(*arguments), packed_linear_reference.run(*arguments)):
             shape = (count, layout.in_features, weight.shape[0])
             raise ValueError(f"packed_linear is wrong on {layout.format} and {shape}: no speed is told, run its tests")

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from sparse_bitnet.formats.windows import lift_weight
 from sparse_bitnet.kernels.quantize_activation import OPERATOR as FAKE_QUANTIZE
-from sparse_bitnet.kernels.quantize_lifted import OPERATOR as QUANTIZE_LIFTED
+from sparse_bitnet.kernels.quantize_lifted import quantize_lifted
 from sparse_bitnet.kernels.sparse_product import OPERATOR as SPARSE_PRODUCT
 from sparse_bitnet.kernels.sparse_product import SparseWeight, reference
 from sparse_bitnet.kernels.timing import milliseconds
@@ -67,7 +67,7 @@ def _row(shape: tuple[int, int], tokens: int, pattern: NMPattern, device: torch.
     row_scale = torch.rand(1, device=device) + 0.5
     fragments = [empty_fragments(weight, pattern.m) for weight in weights]
     write_fragments(weights, pattern.m, fragments)
-    codes, token_scale = QUANTIZE_LIFTED.run(x, "int8", pattern.m)
+    codes, token_scale = quantize_lifted(x, "int8", pattern.m)
 
     def ours(weight: Tensor, codes: Tensor = codes, scale: Tensor = token_scale) -> Tensor:
         return SPARSE_PRODUCT.run(codes, scale, SparseWeight(weight, row_scale, None, height), x.dtype)
@@ -84,10 +84,10 @@ def _row(shape: tuple[int, int], tokens: int, pattern: NMPattern, device: torch.
         "bf16": (partial(F.linear, x), dense),
         "bf16+": (lambda weight: F.linear(FAKE_QUANTIZE.run(x, "int8", x.dtype), weight), dense),
         "ours": (ours, fragments),
-        "ours+": (lambda weight: ours(weight, *QUANTIZE_LIFTED.run(x, "int8", pattern.m)), fragments),
+        "ours+": (lambda weight: ours(weight, *quantize_lifted(x, "int8", pattern.m)), fragments),
     }
     if device.type == "cuda":
-        systems |= _fp8_systems(weights, x)
+        systems |= fp8_systems(weights, x)
         lifted = [lift_weight(weight, pattern.m) for weight in weights]
         systems |= _cusparselt_system(lifted, codes, row_scale, x.dtype)
     row: dict[str, Any] = {"shape": list(shape), "tokens": tokens, "pattern": str(pattern)}
@@ -104,9 +104,11 @@ def _row(shape: tuple[int, int], tokens: int, pattern: NMPattern, device: torch.
     return row
 
 
-def _fp8_systems(weights: list[Tensor], x: Tensor) -> dict[str, System]:
+def fp8_systems(weights: list[Tensor], x: Tensor) -> dict[str, System]:
+    """`fp8`, its product alone, and `fp8+`, with the quantisation of x, over int8 weights [O, I]."""
     eighths = [weight.to(torch.float8_e4m3fn).T for weight in weights]
     ones = torch.ones(1, weights[0].shape[0], device=x.device)
+    torch.compiler.reset()  # one shape after the other is compiled, and there is a limit
     quantize = torch.compile(_fp8, dynamic=False)
     narrow, scale = quantize(x)
 

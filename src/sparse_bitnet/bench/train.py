@@ -10,8 +10,10 @@ Under torchrun each process has a GPU and its own tokens: DDP, or FSDP2.
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -19,6 +21,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sparse_bitnet.bench.baselines import exchange_for_plain
@@ -37,6 +40,7 @@ from sparse_bitnet.training.sharding import shard_model
 
 SYSTEMS = ("dense", "plain", "plain-compiled", "ours", "sparse")
 WARM_UP = 3
+KERNEL_NAME = 100  # characters of it
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class TrainBench:
     systems: tuple[str, ...] = ("dense", "plain", "ours")
     steps: int = 8
     rounds: int = 2
+    profile: bool = False  # one more step, for the kernels that take its time
     seed: int = 0
 
     @property
@@ -77,7 +82,10 @@ def bench_train(bench: TrainBench, device: torch.device) -> dict[str, Any]:
     shapes = [(layer.out_features, layer.in_features) for _, layer in named_layers(shape)]
     check_kernels(shapes, Recipe(bench.pattern), dtype, device)
     rate = matmul_rate(device, dtype)
-    rounds = [{system: _measure(bench, system, device, dtype) for system in bench.systems} for _ in range(bench.rounds)]
+    rounds = []
+    for index in range(bench.rounds):  # in turn forwards and backwards: a GPU gets warm, and a warm one is slower
+        order = bench.systems[:: -1 if index % 2 else 1]
+        rounds.append({system: _measure(bench, system, device, dtype) for system in order})
     operations = _operations_per_token(shape, bench) * bench.tokens
     rows = []
     for system in bench.systems:
@@ -92,6 +100,7 @@ def bench_train(bench: TrainBench, device: torch.device) -> dict[str, Any]:
                 "share_of_matmul_rate": operations / seconds / rate,
                 "first_loss": rounds[0][system]["first_loss"],
                 "sparse_forward_gains": rounds[0][system]["sparse_forward_gains"],
+                "kernels": rounds[0][system]["kernels"],
             }
         )
     if "dense" in bench.systems:
@@ -111,6 +120,7 @@ def _model(bench: TrainBench) -> PreTrainedModel:
 def _measure(bench: TrainBench, system: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Median seconds of an optimizer step, the memory at its peak, and the loss of the first step."""
     torch.compiler.reset()
+    gc.collect()  # the model before
     if device.type == "cuda":
         torch.cuda.empty_cache()
     with device:
@@ -159,6 +169,7 @@ def _measure(bench: TrainBench, system: str, device: torch.device, dtype: torch.
         "seconds": statistics.median(seconds),
         "bytes_at_most": torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
         "first_loss": bench.accumulation * float(losses[0]),
+        "kernels": _kernels(step) if bench.profile and device.type == "cuda" else [],
         "sparse_forward_gains": {f"{rows} x {columns}": gain for (rows, columns), gain in gains.items()},
     }
 
@@ -194,6 +205,19 @@ def _seconds(step: Any, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def _kernels(step: Callable[[], object]) -> list[dict[str, Any]]:
+    """Milliseconds and calls of each kernel of a step, the longest first."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        step()
+        torch.cuda.synchronize()
+    events = sorted(profiled.key_averages(), key=lambda event: -event.self_device_time_total)
+    return [
+        {"kernel": event.key[:KERNEL_NAME], "ms": event.self_device_time_total / 1e3, "calls": event.count}
+        for event in events
+        if event.self_device_time_total
+    ]
 
 
 def _operations_per_token(model: PreTrainedModel, bench: TrainBench) -> float:

@@ -1,4 +1,4 @@
-"""`sparse-bitnet bench train | kernels | products | linear | decode`"""
+"""`sparse-bitnet bench train | kernels | products | packed | linear | decode`"""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def train(
     systems: Annotated[str, typer.Option(help="Of dense, plain, plain-compiled, ours, sparse.")] = "dense,plain,ours",
     steps: Annotated[int, typer.Option(min=1, help="Steps that are timed, after a warm-up.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="How often all systems are measured.")] = 2,
+    profile: Annotated[bool, typer.Option("--profile", help="Tell FILE each kernel's time in one more step.")] = False,
     device: Device = "auto",
     json: JsonFile = None,
 ) -> None:
@@ -37,7 +38,7 @@ def train(
         raise ValueError(f"--sharding {sharding}: choose none or fsdp2")
     bench = TrainBench(
         preset, pattern, sequence, batch, accumulation, vocabulary, gradient_checkpointing, sharding,
-        tuple(systems.split(",")), steps, rounds,
+        tuple(systems.split(",")), steps, rounds, profile,
     )  # fmt: skip
     joined = join_processes()
     chosen = str(joined.device) if joined.num_processes > 1 else choose_device(device)
@@ -111,6 +112,33 @@ def products(
         shape = " x ".join(map(str, row["shape"]))
         print(f"{shape:<14}{row['tokens']:>7} {row['pattern']:<6}{times}{100 * row['share_of_sparse_peak']:>14.1f} %")
     _write(json, {"products": rows}, seed=0)
+
+
+@app.command("packed")
+def packed(
+    shapes: Annotated[str, typer.Option(help="out_features x in_features, separated by commas.")] = (
+        "37888x3584,3584x18944,3584x3584,22016x2048,2048x11008"
+    ),
+    tokens: Annotated[str, typer.Option(help="Separated by commas.")] = "1,2,4,8,16,32,64,128,256",
+    device: Device = "auto",
+    json: JsonFile = None,
+) -> None:
+    """Packed layers with few tokens: 2 bits a weight against bf16 and fp8, quantisation included."""
+    import torch
+
+    from sparse_bitnet.bench.packed import bench_packed
+
+    torch.manual_seed(0)
+    rows = bench_packed(_shapes(shapes), _numbers("tokens", tokens), torch.device(choose_device(device)))
+    names = ("bf16", "fp8", "ours")
+    print(f"{'shape':<14}{'tokens':>7}{''.join(f'{name:>10}' for name in names)} us{'x bf16':>8}{'x fp8':>7}  of copy")
+    for row in rows:
+        times = "".join(f"{1e3 * row[key]:>10.2f}" if (key := f"{name}_ms") in row else f"{'-':>10}" for name in names)
+        fp8 = f"{row['times_fp8']:.2f}" if "times_fp8" in row else "-"
+        shape = " x ".join(map(str, row["shape"]))
+        share = 100 * row["share_of_copy_bandwidth"]
+        print(f"{shape:<14}{row['tokens']:>7}{times}   {row['times_bf16']:>8.2f}{fp8:>7}{share:>7.1f} %")
+    _write(json, {"packed": rows}, seed=0)
 
 
 @app.command("linear")

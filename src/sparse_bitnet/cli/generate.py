@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -26,7 +26,7 @@ def generate(
         str, typer.Option(help="native (packed Qwen2, Qwen3, Llama; CPU), transformers, or auto: native where it can.")
     ] = "auto",
     head: Annotated[
-        Any, typer.Option(help="Of the native engine: int8, or stored for the floats in the file, slower.")
+        str, typer.Option(help="Of the native engine: int8, or stored for the floats in the file, slower.")
     ] = "int8",
 ) -> None:
     """Stream text from a model."""
@@ -39,7 +39,7 @@ def generate(
     if reason is None:
         from sparse_bitnet.engine.decoder import Decoder
 
-        decoder = Decoder(model, head=head)
+        decoder = Decoder(model, head=cast(Any, head))
         tokenizer = load_tokenizer(model)
         _write_natively(decoder, tokenizer, _tokens(tokenizer, prompt), max_new_tokens, sampling)
         return

@@ -46,15 +46,6 @@ def lift_activation(x: Tensor, m: int) -> Tensor:
     return _blocks(x, m).unfold(-1, WINDOW, STRIDE).flatten(-3)
 
 
-def lower_activation(lifted: Tensor, m: int) -> Tensor:
-    """[..., K] -> [..., I], the inverse of `lift_activation`."""
-    if m == WINDOW:
-        return lifted
-    windows = lifted.reshape(*lifted.shape[:-1], lifted.shape[-1] // (2 * m - 4), m // STRIDE - 1, WINDOW)
-    starts = windows[..., :STRIDE].flatten(-2)  # of each window what the window before has not
-    return torch.cat([starts, windows[..., -1, STRIDE:]], dim=-1).flatten(-2)
-
-
 def lift_weight(codes: Tensor, m: int) -> Tensor:
     """codes [..., I] -> [..., K], 2:4, each code that is not 0 once; ValueError where a block holds more than m - 2."""
     rest = _blocks(codes, m)
@@ -67,6 +58,13 @@ def lift_weight(codes: Tensor, m: int) -> Tensor:
     if not rest.is_meta and bool((rest != 0).any()):
         raise ValueError(f"a block of {m} codes holds more than {m - STRIDE} that are not 0: it has no 2:4 lift")
     return torch.stack(windows, dim=-2).flatten(-3)
+
+
+def lower_weight(lifted: Tensor, m: int) -> Tensor:
+    """[..., K] -> codes [..., I], the inverse of `lift_weight`."""
+    windows = lifted.reshape(*lifted.shape[:-1], lifted.shape[-1] // (2 * m - 4), m // STRIDE - 1, WINDOW)
+    starts, ends = windows[..., :STRIDE], windows[..., STRIDE:]  # [..., G, m / 2 - 1, 2]: each but the ends is in two
+    return (pad(starts, (0, 0, 0, 1)) + pad(ends, (0, 0, 1, 0))).flatten(-3)
 
 
 def _blocks(x: Tensor, m: int) -> Tensor:

@@ -28,7 +28,8 @@ class LatentLayer:
     parts: Parts
     in_features: int
     out_features: int
-    step_weight: Tensor | None = None  # effective weight [..., O, I] of this optimizer step, see step_weights.py
+    step_dtype: torch.dtype | None = None  # in which it has its effective weight of this step, see step_weights.py
+    step_weight: Tensor | None = None  # [..., O, I] in that dtype
     step_version: int = -1  # of the latent weight that it was made from
 
     def effective_weight(self, dtype: torch.dtype, training: bool) -> Tensor:
@@ -39,7 +40,7 @@ class LatentLayer:
 
     def uses_step_weight(self, dtype: torch.dtype, training: bool) -> bool:
         """Whether this forward pass takes what was made at the beginning of the optimizer step."""
-        if self.step_weight is None or not training or self.step_weight.dtype != dtype:
+        if not training or self.step_dtype != dtype:
             return False
         return torch.compiler.is_compiling() or self.weight._version == self.step_version
 

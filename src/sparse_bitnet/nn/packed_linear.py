@@ -5,6 +5,7 @@ Shapes: T tokens (any leading dimensions), O out_features, I in_features, P part
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ class PackedLinear(PackedLayer, Fp32Scales):
                   when the model is cast
     bias          [O] float, or None
     """
+
+    fast: Callable[[Tensor], Tensor] | None = None  # see acceleration.py; without gradient
 
     def __init__(
         self,
@@ -70,6 +73,8 @@ class PackedLinear(PackedLayer, Fp32Scales):
         return packed.train(layer.training)
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.fast is not None and not (torch.is_grad_enabled() and input.requires_grad):
+            return self.fast(input)
         layout = PackedLayout(self.format.name, self.in_features, self.recipe.activations, self.parts)
         return packed_linear(input, self.weight, self.weight_scale, self.bias, layout)
 
@@ -81,6 +86,11 @@ class PackedLinear(PackedLayer, Fp32Scales):
         if self.bias is not None:
             linear.bias = nn.Parameter(self.bias.to(dtype), requires_grad=False)
         return linear
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
+        self.fast = None
+        super()._apply(fn, recurse)
+        return self
 
     def extra_repr(self) -> str:
         return (

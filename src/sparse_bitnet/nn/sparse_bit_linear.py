@@ -25,8 +25,8 @@ class SparseBitLinear(LatentLayer, nn.Linear):
     alone): a bf16 copy ranks and rounds about 0.1 % of the weights differently.
     """
 
-    step_fragments: Tensor | None = None  # `step_weight` for sparse tensor cores
-    step_row_scale: Tensor | None = None  # [O] or [1], of step_fragments
+    step_fragments: Tensor | None = None  # instead of `step_weight`, for sparse tensor cores
+    step_row_scale: Tensor | None = None  # and [O] or [1] fp32
 
     def __init__(
         self,
@@ -55,10 +55,11 @@ class SparseBitLinear(LatentLayer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         dtype = product_dtype(self.weight, input)
-        weight = self.effective_weight(dtype, self.training)
         fragments, row_scale = self.step_fragments, self.step_row_scale
         if fragments is not None and row_scale is not None and self.uses_step_weight(dtype, self.training):
-            return sparse_linear(input, weight, fragments, row_scale, self.bias, self.recipe)
+            made = fragments, row_scale
+            return sparse_linear(input, self.weight, *made, self.bias, self.recipe, self.parts, dtype)
+        weight = self.effective_weight(dtype, self.training)
         return F.linear(fake_quantize_activation(input, self.recipe.activations, dtype), weight, self.bias)
 
     def extra_repr(self) -> str:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparse_bitnet.formats.windows import lift_activation, lift_obstacle, lifted_width, lower_activation
+from sparse_bitnet.formats.windows import lift_activation, lift_obstacle, lifted_width
+from sparse_bitnet.kernels.dequantize_fragments import dequantize_fragments
 from sparse_bitnet.kernels.quantize_activation import fake_quantize_activation
-from sparse_bitnet.kernels.quantize_lifted import quantize_lifted
+from sparse_bitnet.kernels.quantize_lifted import quantize_and_lift
 from sparse_bitnet.kernels.sparse_product import (
     COLUMNS_MULTIPLE,
     OPERATOR,
@@ -25,14 +26,14 @@ from sparse_bitnet.kernels.sparse_product import (
 from sparse_bitnet.kernels.timing import milliseconds
 from sparse_bitnet.kernels.weight_fragments import empty_fragments, write_fragments
 from sparse_bitnet.numerics.activation import quantize_activation
-from sparse_bitnet.numerics.ste import activation_gradient
-from sparse_bitnet.recipe import Activations, Recipe
+from sparse_bitnet.numerics.ste import activation_gradient, latent_weight_gradient
+from sparse_bitnet.numerics.ternary import Parts
+from sparse_bitnet.recipe import Recipe
 
 Shape = tuple[int, int]  # [O, I]
 
 REPEATS = 10
-WORTHWHILE_GAIN = 1.5  # whole steps of Qwen2.5-1.5B at 6:8, whose products gain up to 1.46, were not faster on an H100
-NO_LIFT = 4  # groups of 4 are their own windows
+WORTHWHILE_GAIN = 1.2  # steps of 1.5B and 3B shapes, at 2:4 and 6:8, were no slower for what gained as much, on an H100
 WIDEST_FUSED = 4096
 """Up to this width torch.compile sees the quantisation of activations as plain mathematics: it fuses it with the norm
 before, and does it once for the layers that share x. It reads wider tokens twice, so these have their own kernel."""
@@ -58,17 +59,22 @@ def sparse_tensor_core_obstacle(device: torch.device, dtype: torch.dtype) -> str
 
 
 def sparse_linear(
-    x: Tensor, effective: Tensor, fragments: Tensor, row_scale: Tensor, bias: Tensor | None, recipe: Recipe
+    x: Tensor,
+    weight: Tensor,
+    fragments: Tensor,
+    row_scale: Tensor,
+    bias: Tensor | None,
+    recipe: Recipe,
+    parts: Parts,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """x [..., I] times a ternary weight, plus bias: [..., O] in the dtype of `effective` [O, I].
+    """x [..., I] times the effective weight of the latent `weight` [O, I], plus bias: [..., O] in `dtype`.
 
-    The weight is in `fragments` (formats/fragments.py) and `row_scale` [O] or [1] fp32. Its sums with the activations'
-    codes are exact, and rescaled once. The gradients are those of fake_quantize(x) . effective^T + bias, in the dtype
-    of `effective`, which has the same codes; for them the codes of x are saved, a byte each.
+    The effective weight is given as `fragments` (formats/fragments.py) and `row_scale` [O] or [1] fp32. Its sums with
+    the activations' codes are exact, and rescaled once. The gradients are those of fake_quantize(x) . effective^T +
+    bias in `dtype`; for them the codes of x are saved, a byte each, and the effective weight is made from fragments.
     """
-    return _SparseLinear.apply(  # type: ignore[no-any-return]
-        x, effective, bias, fragments, row_scale, recipe.activations, recipe.pattern.m
-    )
+    return _SparseLinear.apply(x, weight, bias, fragments, row_scale, recipe, parts, dtype)  # type: ignore[no-any-return]
 
 
 class _SparseLinear(torch.autograd.Function):
@@ -76,34 +82,37 @@ class _SparseLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        effective: Tensor,
+        weight: Tensor,
         bias: Tensor | None,
         fragments: Tensor,
         row_scale: Tensor,
-        activations: Activations,
-        m: int,
+        recipe: Recipe,
+        parts: Parts,
+        dtype: torch.dtype,
     ) -> Tensor:
+        m = recipe.pattern.m
         if torch.compiler.is_compiling() and x.shape[-1] <= WIDEST_FUSED:
-            saved, scale = quantize_activation(x, activations)
-            codes, ctx.m = lift_activation(saved, m).contiguous(), NO_LIFT
+            codes, scale = quantize_activation(x, recipe.activations)
+            lifted = lift_activation(codes, m).contiguous()
         else:
-            codes, scale = quantize_lifted(x, activations, m)
-            saved, ctx.m = codes, m
-        ctx.save_for_backward(saved, scale, effective)
-        ctx.dtype, ctx.bias_dtype = x.dtype, None if bias is None else bias.dtype
+            lifted, scale, codes = quantize_and_lift(x, recipe.activations, m)
+        ctx.save_for_backward(codes, scale, weight, fragments, row_scale)
+        ctx.recipe, ctx.parts, ctx.dtype = recipe, parts, dtype
+        ctx.x_dtype, ctx.bias_dtype = x.dtype, None if bias is None else bias.dtype
         added = None if bias is None else bias.float()
-        return sparse_product(codes, scale, fragments, row_scale, added, effective.shape[0], effective.dtype)
+        return sparse_product(lifted, scale, fragments, row_scale, added, weight.shape[0], dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        codes, scale, effective = ctx.saved_tensors
-        gradient = gradient.to(effective.dtype)
+        codes, scale, weight, fragments, row_scale = ctx.saved_tensors
+        gradient = gradient.to(ctx.dtype)
         rows = gradient.flatten(0, -2)  # [T, O]
-        fake = (lower_activation(codes, ctx.m) / scale).to(effective.dtype)  # [..., I]
-        to_x = activation_gradient(gradient @ effective, ctx.dtype)
-        to_weight = rows.T @ fake.flatten(0, -2)
+        effective = dequantize_fragments(fragments, row_scale, *weight.shape, ctx.recipe.pattern.m, ctx.dtype)
+        to_x = activation_gradient(gradient @ effective, ctx.x_dtype)
+        fake = (codes / scale).to(ctx.dtype)  # [..., I]
+        to_weight = latent_weight_gradient(rows.T @ fake.flatten(0, -2), weight, ctx.recipe, ctx.parts)
         to_bias = None if ctx.bias_dtype is None else rows.sum(0, dtype=torch.float32).to(ctx.bias_dtype)
-        return to_x, to_weight, to_bias, None, None, None, None
+        return to_x, to_weight, to_bias, None, None, None, None, None
 
 
 def sparse_forward_gains(
@@ -152,7 +161,7 @@ def _forward_products(x: Tensor, effective: Tensor, recipe: Recipe) -> tuple[Cal
 
     @torch.no_grad()
     def sparse() -> Tensor:
-        codes, scale = quantize_lifted(x, recipe.activations, m)
-        return sparse_product(codes, scale, fragments, one, None, effective.shape[0], x.dtype)
+        lifted, scale, _ = quantize_and_lift(x, recipe.activations, m)
+        return sparse_product(lifted, scale, fragments, one, None, effective.shape[0], x.dtype)
 
     return dense, sparse, lambda: write_fragments([effective], m, [fragments])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from sparse_bitnet.nn.stored_settings import named_layers
 from sparse_bitnet.numerics.ternary import scale_by_row
 from sparse_bitnet.recipe import Recipe
 
+SCRATCH_WEIGHTS = 2**28  # whose codes are made at a time on the way to fragments, a byte each
+
 
 class StepWeights:
     """Effective weights of all trainable layers of `model`, which keep them from one `refresh` to the next.
@@ -27,9 +29,10 @@ class StepWeights:
     the one that was read; else it reads its weight anew. Costs 2 bytes a weight in bf16, which the backward pass keeps
     in any case. Left out are weights split over processes, which are there for the forward pass only.
 
-    Layers whose shape [O, I] is among `sparse_shapes` get their weight for sparse tensor cores too, where their recipe
-    has such a form: their forward products then run there (see sparse_forward.py, whose `sparse_forward_gains` tells
-    where that pays), for one launch more and a quarter of a byte a weight (2:4) or three eighths (6:8).
+    Layers whose shape [O, I] is among `sparse_shapes` get their weight for sparse tensor cores instead, where their
+    recipe has such a form: their forward products then run there (see sparse_forward.py, whose `sparse_forward_gains`
+    tells where that pays). That takes a quarter of a byte a weight (2:4) or three eighths (6:8), and four launches for
+    every SCRATCH_WEIGHTS.
     """
 
     def __init__(
@@ -40,8 +43,8 @@ class StepWeights:
         self._layers = [
             layer for _, layer in named_layers(model) if isinstance(layer, LatentLayer) and _is_whole(layer)
         ]
-        self._scale: Tensor | None = None
-        self._sparse: list[tuple[SparseBitLinear, Tensor]] = []  # those with fragments, and their scale [P]
+        self._dense: _Batch | None = None
+        self._sparse: list[_Batch] = []
         self._arranged: tuple[Recipe, Collection[Shape]] | None = None
 
     @property
@@ -55,52 +58,81 @@ class StepWeights:
         """Read the latent weights anew."""
         if not self._layers or self._layers[0].recipe.keeps_weight:
             return self.release()
-        weights = [layer.weight for layer in self._layers]
-        parts = [layer.parts for layer in self._layers]
-        if self._scale is None:
-            self._scale = empty_scale(weights, parts)
-            for layer in self._layers:
-                layer.step_weight = torch.empty_like(layer.weight, dtype=self.dtype)
-        out = [layer.step_weight for layer in self._layers if layer.step_weight is not None]
-        write_effective_weights(weights, self._layers[0].recipe, parts, out, self._scale)
-        self._refresh_fragments(self._scale)
+        recipe = self._layers[0].recipe
+        if self._arranged != (recipe, self.sparse_shapes):
+            self._arrange(recipe)
+        if self._dense is not None:
+            self._dense.refresh(recipe)
+        for batch in self._sparse:
+            batch.refresh(recipe)
+            batch.pack(recipe)
         for layer in self._layers:
             layer.step_version = layer.weight._version
 
-    def _refresh_fragments(self, scale: Tensor) -> None:
-        recipe = self._layers[0].recipe
-        if self._arranged != (recipe, self.sparse_shapes):
-            self._arrange_fragments(recipe, scale)
-        for layer, one in self._sparse:
-            if layer.parts:
-                layer.step_row_scale = scale_by_row(one, layer.parts, layer.out_features).flatten()
-        pairs = [(layer.step_weight, layer.step_fragments) for layer, _ in self._sparse]
-        effective, fragments = zip(*pairs, strict=True) if pairs else ((), ())
-        write_fragments(effective, recipe.pattern.m, fragments)
-
-    def _arrange_fragments(self, recipe: Recipe, scale: Tensor) -> None:
-        """Room for the fragments of the layers that have them, anew where pattern or shapes have changed."""
-        scales = scale.split([scale_count(layer.weight, layer.parts) for layer in self._layers])
-        self._sparse.clear()
-        for layer, one in zip(self._layers, scales, strict=True):
-            if not isinstance(layer, SparseBitLinear):
-                continue
+    def _arrange(self, recipe: Recipe) -> None:
+        """Room for what the layers are given, anew where pattern or shapes have changed."""
+        self.release()
+        dense: list[LatentLayer] = []
+        batches: list[list[SparseBitLinear]] = []
+        weights = 0  # of the last batch
+        for layer in self._layers:
+            layer.step_dtype = self.dtype or layer.weight.dtype
             shape = layer.out_features, layer.in_features
-            layer.step_fragments = layer.step_row_scale = None
-            if shape in self.sparse_shapes and sparse_forward_obstacle(recipe, shape) is None:
-                layer.step_fragments = empty_fragments(layer.weight, recipe.pattern.m)
-                layer.step_row_scale = one
-                self._sparse.append((layer, one))
+            has_form = shape in self.sparse_shapes and sparse_forward_obstacle(recipe, shape) is None
+            if not has_form or not isinstance(layer, SparseBitLinear):
+                layer.step_weight = torch.empty_like(layer.weight, dtype=self.dtype)
+                dense.append(layer)
+                continue
+            layer.step_fragments = empty_fragments(layer.weight, recipe.pattern.m)
+            if not batches or weights + layer.weight.numel() > SCRATCH_WEIGHTS:
+                batches.append([])
+                weights = 0
+            batches[-1].append(layer)
+            weights += layer.weight.numel()
+        if dense:
+            self._dense = _Batch(dense, [layer.step_weight for layer in dense if layer.step_weight is not None])
+        if batches:
+            most = max(sum(layer.weight.numel() for layer in batch) for batch in batches)
+            scratch = torch.empty(most, dtype=torch.int8, device=batches[0][0].weight.device)
+            self._sparse = [_Batch(batch, _cut(scratch, [layer.weight for layer in batch])) for batch in batches]
         self._arranged = recipe, self.sparse_shapes
 
     def release(self) -> None:
         """Let every layer read its weight at each forward pass again."""
-        self._scale = self._arranged = None
+        self._dense = self._arranged = None
         self._sparse.clear()
         for layer in self._layers:
-            layer.step_weight = None
+            layer.step_dtype = layer.step_weight = None
             if isinstance(layer, SparseBitLinear):
                 layer.step_fragments = layer.step_row_scale = None
+
+
+class _Batch:
+    """Layers whose effective weights or codes are made at a time, into `out`."""
+
+    def __init__(self, layers: Sequence[LatentLayer], out: Sequence[Tensor]) -> None:
+        self.layers, self.out = layers, out
+        self.parts = [layer.parts for layer in layers]
+        self.scale = empty_scale([layer.weight for layer in layers], self.parts)
+        self.scales = self.scale.split([scale_count(layer.weight, layer.parts) for layer in layers])
+
+    def refresh(self, recipe: Recipe) -> None:
+        write_effective_weights([layer.weight for layer in self.layers], recipe, self.parts, self.out, self.scale)
+
+    def pack(self, recipe: Recipe) -> None:
+        """`out`, which are codes, to the layers' fragments; the layers are linear."""
+        linears = [layer for layer in self.layers if isinstance(layer, SparseBitLinear)]
+        for layer, scale in zip(linears, self.scales, strict=True):
+            rows = layer.out_features
+            layer.step_row_scale = scale_by_row(scale, layer.parts, rows).flatten() if layer.parts else scale
+        fragments = [layer.step_fragments for layer in linears if layer.step_fragments is not None]
+        write_fragments(self.out, recipe.pattern.m, fragments)
+
+
+def _cut(scratch: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Consecutive parts of `scratch` in these shapes."""
+    pieces = scratch[: sum(one.numel() for one in like)].split([one.numel() for one in like])
+    return [piece.view(one.shape) for piece, one in zip(pieces, like, strict=True)]
 
 
 def _is_whole(layer: LatentLayer) -> bool:

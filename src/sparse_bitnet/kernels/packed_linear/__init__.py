@@ -21,7 +21,7 @@ NATIVE = Backend(
     needs=("sparse_bitnet._native",),
     remedy="install a C++ compiler (g++ or clang++), then run `pip install` of sparse-bitnet again",
 )
-OPERATOR = Operator(__name__, (NATIVE, Backend("reference")))
+OPERATOR = Operator(__name__, (NATIVE, Backend("gpu_triton", needs=("triton",)), Backend("reference")))
 
 
 @dataclass(frozen=True)

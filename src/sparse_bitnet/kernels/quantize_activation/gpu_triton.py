@@ -44,12 +44,12 @@ def run(x: Tensor, activations: Activations, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def settings(width: int, activations: Activations) -> dict[str, Any]:
+def settings(width: int, activations: Activations, most_warps: int = 16) -> dict[str, Any]:
     """How a kernel that gives a program a token of this width is launched."""
     block = min(triton.next_power_of_2(width), LARGEST_BLOCK)
     return {
         "SMALLEST": SMALLEST_MAGNITUDE, "ROOT": SQUARE_ROOT_OF_7, "BLOCK": block, "HOLDS": width <= block,
-        "INT8": activations == "int8", "num_warps": max(1, min(16, block // 512)), "enable_fp_fusion": False,
+        "INT8": activations == "int8", "num_warps": max(1, min(most_warps, block // 512)), "enable_fp_fusion": False,
     }  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""Activations x [..., I] -> lifted integer codes [..., K] int8 and scale [..., 1] fp32, for sparse tensor cores."""
+"""Activations x [..., I] -> lifted integer codes [..., K] int8 and scale [..., 1] fp32, for sparse tensor cores.
+
+A backend takes x, activations, m and `codes`, room [..., I] int8 for the codes before the lift, empty where none ask.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,14 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from sparse_bitnet.formats.windows import lifted_width
+from sparse_bitnet.formats.windows import WINDOW, lifted_width
 from sparse_bitnet.kernels.dispatch import Backend, Operator
 from sparse_bitnet.recipe import Activations
 
-OPERATOR = Operator(__name__, (Backend("gpu_triton", needs=("triton",)), Backend("reference")))
+OPERATOR = Operator(
+    __name__,
+    (Backend("gpu_cuda", needs=("cuda.bindings",)), Backend("gpu_triton", needs=("triton",)), Backend("reference")),
+)
 
 
 def quantize_lifted(x: Tensor, activations: Activations, m: int) -> tuple[Tensor, Tensor]:
@@ -19,15 +25,31 @@ def quantize_lifted(x: Tensor, activations: Activations, m: int) -> tuple[Tensor
 
     m = 4 is no lift at all. Without gradient.
     """
-    return _quantize_lifted(x, activations, m)
+    lifted, scale, _ = _quantize_lifted(x, activations, m, False)
+    return lifted, scale
+
+
+def quantize_and_lift(x: Tensor, activations: Activations, m: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, and the codes [..., I] before the lift, which a backward pass needs."""
+    lifted, scale, codes = _quantize_lifted(x, activations, m, True)
+    return lifted, scale, lifted if m == WINDOW else codes
 
 
 @torch.library.custom_op("sparse_bitnet::quantize_lifted", mutates_args=())
-def _quantize_lifted(x: Tensor, activations: str, m: int) -> tuple[Tensor, Tensor]:
-    return OPERATOR.run(x, cast(Activations, activations), m)
+def _quantize_lifted(x: Tensor, activations: str, m: int, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The codes come third where they are to be kept and are others than the lifted ones; else nothing does."""
+    codes = torch.empty(kept_shape(x, m, keep), dtype=torch.int8, device=x.device)
+    lifted, scale = OPERATOR.run(x, cast(Activations, activations), m, codes)
+    return lifted, scale, codes
 
 
 @_quantize_lifted.register_fake
-def _(x: Tensor, activations: str, m: int) -> tuple[Tensor, Tensor]:
-    codes = x.new_empty(*x.shape[:-1], lifted_width(x.shape[-1], m), dtype=torch.int8)
-    return codes, x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
+def _(x: Tensor, activations: str, m: int, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    lifted = x.new_empty(*x.shape[:-1], lifted_width(x.shape[-1], m), dtype=torch.int8)
+    scale = x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
+    return lifted, scale, x.new_empty(kept_shape(x, m, keep), dtype=torch.int8)
+
+
+def kept_shape(x: Tensor, m: int, keep: bool) -> tuple[int, ...]:
+    """Of the codes that are written beside the lifted ones."""
+    return tuple(x.shape) if keep and m != WINDOW else (0,)

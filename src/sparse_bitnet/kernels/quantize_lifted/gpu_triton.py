@@ -21,7 +21,7 @@ from sparse_bitnet.recipe import Activations
 obstacle = triton_device.obstacle
 
 
-def supports(x: Tensor, activations: Activations, m: int) -> str | None:
+def supports(x: Tensor, activations: Activations, m: int, codes: Tensor) -> str | None:
     if not triton_device.is_within_reach(x):
         return f"the activations are on {x.device.type}"
     if x.dtype not in DTYPES:
@@ -29,31 +29,32 @@ def supports(x: Tensor, activations: Activations, m: int) -> str | None:
     return None
 
 
-def run(x: Tensor, activations: Activations, m: int) -> tuple[Tensor, Tensor]:
+def run(x: Tensor, activations: Activations, m: int, codes: Tensor) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
     width = x.shape[-1]
-    codes = torch.empty(*x.shape[:-1], lifted_width(width, m), dtype=torch.int8, device=x.device)
+    lifted = torch.empty(*x.shape[:-1], lifted_width(width, m), dtype=torch.int8, device=x.device)
     scale = torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device)
     if x.numel():
         with torch.cuda.device_of(x):
             _quantize_lifted_token[(x.numel() // width,)](
-                x, codes, scale, width, codes.shape[-1], M=m, **settings(width, activations)
-            )
-    return codes, scale
+                x, lifted, codes, scale, width, lifted.shape[-1], M=m, KEEPS=codes.numel() > 0,
+                **settings(width, activations),
+            )  # fmt: skip
+    return lifted, scale
 
 
 @triton.jit
 def _quantize_lifted_token(
-    x, codes, scales, width, lifted, M: tl.constexpr,
+    x, lifted, codes, scales, width, lifted_width, M: tl.constexpr, KEEPS: tl.constexpr,
     SMALLEST: tl.constexpr, ROOT: tl.constexpr, BLOCK: tl.constexpr, HOLDS: tl.constexpr, INT8: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
-    x, codes = x + token * width, codes + token * lifted
+    x, lifted = x + token * width, lifted + token * lifted_width
     held = load_block(x, tl.arange(0, BLOCK), width)
     scale = token_scale(held, x, width, SMALLEST, ROOT, BLOCK, HOLDS, INT8)
     tl.store(scales + token, scale)
     first = 0
-    while first < lifted:
+    while first < lifted_width:
         if M == 4:  # no lift
             column = first + tl.arange(0, BLOCK)
             value = held if HOLDS else load_block(x, column, width)
@@ -61,5 +62,12 @@ def _quantize_lifted_token(
             window, lane = first // 4 + tl.arange(0, BLOCK // 4)[:, None], tl.arange(0, 4)[None, :]
             column = window * 4 + lane
             value = load_block(x, window // (M // 2 - 1) * M + window % (M // 2 - 1) * 2 + lane, width)
-        tl.store(codes + column, code_of(value, scale, INT8).to(tl.int8), mask=column < lifted)
+        tl.store(lifted + column, code_of(value, scale, INT8).to(tl.int8), mask=column < lifted_width)
         first += BLOCK
+    if KEEPS:
+        first = 0
+        while first < width:
+            column = first + tl.arange(0, BLOCK)
+            value = held if HOLDS else load_block(x, column, width)
+            tl.store(codes + token * width + column, code_of(value, scale, INT8).to(tl.int8), mask=column < width)
+            first += BLOCK

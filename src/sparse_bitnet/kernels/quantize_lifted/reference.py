@@ -13,10 +13,12 @@ def obstacle() -> None:
     return None
 
 
-def supports(x: Tensor, activations: Activations, m: int) -> str | None:
+def supports(x: Tensor, activations: Activations, m: int, codes: Tensor) -> str | None:
     return None
 
 
-def run(x: Tensor, activations: Activations, m: int) -> tuple[Tensor, Tensor]:
-    codes, scale = quantize_activation(x, activations)
-    return lift_activation(codes, m).contiguous(), scale
+def run(x: Tensor, activations: Activations, m: int, codes: Tensor) -> tuple[Tensor, Tensor]:
+    found, scale = quantize_activation(x, activations)
+    if codes.numel():
+        codes.copy_(found)
+    return lift_activation(found, m).contiguous(), scale

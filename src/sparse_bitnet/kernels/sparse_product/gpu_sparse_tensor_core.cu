@@ -19,6 +19,7 @@ constexpr int STAGES = 4;      // in flight
 constexpr int ROWS = 64;       // of the weight, a warpgroup
 constexpr int TOKENS = 256;    // a tile
 constexpr int DEPTH = 128;     // lifted columns a stage, two instructions
+constexpr int BAND = 8;        // tiles of a cluster's rows that are multiplied with all tokens before the next ones
 constexpr int SUMS = TOKENS / 2;  // a thread
 constexpr int FRAGMENT_BYTES = ROWS * DEPTH / 4;  // of a warpgroup
 constexpr int STAGE_BYTES = TOKENS * DEPTH + WARPGROUPS * FRAGMENT_BYTES;
@@ -111,10 +112,23 @@ __device__ __forceinline__ u32 pair(float low, float high) {
     return both;
 }
 
+// Where a tile lies: its rows, counted in clusters' heights, and its tokens, in tiles. Rows are taken in bands, whose
+// fragments stay in the cache while all tokens go by, and in a band rows before tokens: blocks at work at a time share.
+// What bounds a long run is power, and bytes that come from far cost most of it.
+struct Place {
+    int row_tile, token_tile;
+};
+
+__device__ __forceinline__ Place place_of(int tile, int row_tiles, int token_tiles) {
+    int band = tile / (BAND * token_tiles), inside = tile - band * BAND * token_tiles;
+    int height = min(BAND, row_tiles - band * BAND);
+    return {band * BAND + inside % height, inside / height};
+}
+
 extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, 1) __cluster_dims__(CLUSTER, 1, 1) sparse_product(
     const __grid_constant__ TensorMap activations, const __grid_constant__ TensorMap result, const uint4* fragments,
     const float* token_scale, const float* row_scale, const float* bias, int row_scales, int tokens, int out_features,
-    int groups, int stages, int row_tiles, int all_tiles) {
+    int groups, int stages, int row_tiles, int token_tiles) {
     extern __shared__ __align__(1024) unsigned char memory[];
     u32 shared = (u32)__cvta_generic_to_shared(memory);
     u32 full = shared + BARRIERS, empty = full + 8 * STAGES;
@@ -129,8 +143,8 @@ extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, 1) __cluster
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     meet_cluster();
-    // A cluster takes every so manyth tile, in an order of rows before tokens: those at work at a time share tokens.
-    int first = blockIdx.x / CLUSTER, step = gridDim.x / CLUSTER;
+    // A cluster takes every so manyth tile.
+    int first = blockIdx.x / CLUSTER, step = gridDim.x / CLUSTER, all_tiles = row_tiles * token_tiles;
     int slot = 0;
     u32 phase = 0;
 
@@ -138,8 +152,9 @@ extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, 1) __cluster
         if (thread == 0) {
             constexpr int PART = TOKENS / CLUSTER;
             for (int tile = first; tile < all_tiles; tile += step) {
-                int token = tile / row_tiles * TOKENS + block * PART;
-                int group = (tile % row_tiles * CLUSTER + block) * WARPGROUPS;
+                Place place = place_of(tile, row_tiles, token_tiles);
+                int token = place.token_tile * TOKENS + block * PART;
+                int group = (place.row_tile * CLUSTER + block) * WARPGROUPS;
                 for (int stage = 0; stage < stages; ++stage) {
                     u32 target = shared + RING + slot * STAGE_BYTES, ready = full + 8 * slot;
                     wait(empty + 8 * slot, phase ^ 1);
@@ -169,15 +184,10 @@ extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, 1) __cluster
         int d[SUMS];
         u32 a[4], b[4];
         for (int tile = first; tile < all_tiles; tile += step) {
-            int token = tile / row_tiles * TOKENS;
-            int row = ((tile % row_tiles * CLUSTER + block) * WARPGROUPS + warpgroup) * ROWS;
-            // d[4j .. 4j + 3]: rows r, r, r + 8, r + 8 and tokens 8j + 2q, + 1, + 0, + 1; r = lane / 4, q = lane % 4
-            int one = row + 16 * warp + lane / 4, other = one + 8;
-            bool is_one = one < out_features, is_other = other < out_features;
-            float scale_one = row_scale[row_scales > 1 && is_one ? one : 0];
-            float scale_other = row_scale[row_scales > 1 && is_other ? other : 0];
+            Place place = place_of(tile, row_tiles, token_tiles);
+            int token = place.token_tile * TOKENS;
+            int row = ((place.row_tile * CLUSTER + block) * WARPGROUPS + warpgroup) * ROWS;
             float scale = PER_ROW ? 1.0f : row_scale[0];
-            float bias_one = bias && is_one ? bias[one] : 0, bias_other = bias && is_other ? bias[other] : 0;
             float scale_of_token[TOKENS / 128];
             for (int i = 0; i < TOKENS / 128; ++i)
                 scale_of_token[i] = token_scale[min(token + 128 * i + thread, tokens - 1)];
@@ -205,6 +215,12 @@ extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, 1) __cluster
                 if (++slot == STAGES) slot = 0, phase ^= 1;
             }
             for (int i = 0; i < SUMS; ++i) asm volatile("" : "+r"(d[i])::"memory");  // read after the wait, not before
+            // d[4j .. 4j + 3]: rows r, r, r + 8, r + 8 and tokens 8j + 2q, + 1, + 0, + 1; r = lane / 4, q = lane % 4
+            int one = row + 16 * warp + lane / 4, other = one + 8;
+            bool is_one = one < out_features, is_other = other < out_features;
+            float scale_one = row_scale[row_scales > 1 && is_one ? one : 0];
+            float scale_other = row_scale[row_scales > 1 && is_other ? other : 0];
+            float bias_one = bias && is_one ? bias[one] : 0, bias_other = bias && is_other ? bias[other] : 0;
             if (thread == 0) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");  // of the tile before
             meet_warpgroup(warpgroup);
             u32 chunk = 2 * warp + lane / 8 % 2;  // of 8 rows, 16 bytes

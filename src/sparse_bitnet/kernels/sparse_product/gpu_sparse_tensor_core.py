@@ -57,7 +57,7 @@ def run(codes: Tensor, token_scale: Tensor, weight: SparseWeight, dtype: torch.d
         plan.kernel.launch(
             plan.blocks, THREADS, maps,
             fragments.data_ptr(), token_scale.data_ptr(), row_scale.data_ptr(), 0 if bias is None else bias.data_ptr(),
-            scales, tokens, weight.out_features, groups, stages, plan.row_tiles, plan.tiles,
+            scales, tokens, weight.out_features, groups, stages, plan.row_tiles, plan.token_tiles,
         )  # fmt: skip
     return y
 
@@ -69,7 +69,7 @@ class _Plan:
     kernel: cuda_device.Kernel
     blocks: int
     row_tiles: int
-    tiles: int
+    token_tiles: int
 
 
 @lru_cache(maxsize=4096)
@@ -78,6 +78,6 @@ def _plan(dtype: torch.dtype, per_row: bool, tokens: int, groups: int, device: t
         SOURCE, "sparse_product", SHARED_BYTES, RESULT=RESULTS[dtype], PER_ROW=int(per_row)
     )
     row_tiles = -(-groups // (WARPGROUPS * CLUSTER))
-    tiles = row_tiles * -(-tokens // TOKENS)
-    clusters = min(tiles, torch.cuda.get_device_properties(device).multi_processor_count // CLUSTER)
-    return _Plan(kernel, clusters * CLUSTER, row_tiles, tiles)
+    token_tiles = -(-tokens // TOKENS)
+    clusters = min(row_tiles * token_tiles, torch.cuda.get_device_properties(device).multi_processor_count // CLUSTER)
+    return _Plan(kernel, clusters * CLUSTER, row_tiles, token_tiles)

@@ -19,9 +19,10 @@ def write_fragments(weights: Sequence[Tensor], m: int, out: Sequence[Tensor]) ->
     """The signs of many weights [O, I], of any pattern n:m with n <= m - 2, into `out`, which `empty_fragments` gave.
 
     See formats/windows.py for the lift and formats/fragments.py for the layout. A weight that does not hold its pattern
-    is cut to what fits, without a word, on a GPU.
+    is cut to what fits, without a word, on a GPU. What autograd saved of `out` before may not be used after.
     """
     OPERATOR.run(weights, m, out)
+    torch.autograd.graph.increment_version(out)
 
 
 def empty_fragments(weight: Tensor, m: int) -> Tensor:

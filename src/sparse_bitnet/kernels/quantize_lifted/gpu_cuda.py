@@ -1,0 +1,58 @@
+"""Lifted int8 activations on a GPU, each token read once; bit for bit the reference. The kernel is in gpu_cuda.cu."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sparse_bitnet.formats.windows import WINDOW, lifted_width
+from sparse_bitnet.kernels import cuda_device
+from sparse_bitnet.numerics.activation import SMALLEST_MAGNITUDE
+from sparse_bitnet.recipe import Activations
+
+SOURCE = Path(__file__).with_suffix(".cu")
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+EIGHT, CHUNK = 8, 16  # columns read at once, bytes written at once
+MOST_HELD = 8  # groups of eight columns in a thread's registers
+WIDEST = 512 * MOST_HELD * EIGHT
+obstacle = cuda_device.obstacle
+
+
+def supports(x: Tensor, activations: Activations, m: int, codes: Tensor) -> str | None:
+    width = x.shape[-1]
+    if not x.is_cuda:
+        return f"the activations are on {x.device.type}"
+    if x.dtype not in KINDS:
+        return f"{x.dtype}; it takes {', '.join(map(str, KINDS))}"
+    if activations != "int8":
+        return f"activations={activations!r}; it gives int8"
+    if width % EIGHT or lifted_width(width, m) % CHUNK:
+        return f"{width} columns, {lifted_width(width, m)} lifted, are not multiples of {EIGHT} and {CHUNK}"
+    if width > WIDEST:
+        return f"{width} columns are more than {WIDEST}"
+    if x.data_ptr() % 16:
+        return "the activations do not begin at a multiple of 16 bytes"
+    return None
+
+
+def run(x: Tensor, activations: Activations, m: int, codes: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.contiguous()
+    width = x.shape[-1]
+    eights, chunks = width // EIGHT, lifted_width(width, m) // CHUNK
+    lifted = torch.empty(*x.shape[:-1], CHUNK * chunks, dtype=torch.int8, device=x.device)
+    scale = torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device)
+    if x.numel():
+        threads = 128 if eights <= 256 else 256 if eights <= 1024 else 512
+        kernel = cuda_device.compile_kernel(
+            SOURCE, "quantize_lifted", 0 if m == WINDOW else width,
+            M=m, KIND=KINDS[x.dtype], THREADS=threads, HELD=-(-eights // threads), SMALLEST=f"{SMALLEST_MAGNITUDE}f",
+        )  # fmt: skip
+        with torch.cuda.device_of(x):
+            kernel.launch(
+                scale.numel(), threads, (),
+                x.data_ptr(), lifted.data_ptr(), codes.data_ptr() if codes.numel() else 0, scale.data_ptr(),
+                eights, chunks,
+            )  # fmt: skip
+    return lifted, scale

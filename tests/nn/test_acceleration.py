@@ -1,0 +1,74 @@
+"""Packed layers on a GPU take the product that was measured to be the fastest, and it is the layer's."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from sparse_bitnet import PackedLinear, Recipe, accelerate, convert, prepare
+from sparse_bitnet.nn.acceleration import fast_weight
+
+RECIPES = [Recipe("2:4"), Recipe("6:8"), Recipe("6:8", activations="int4"), Recipe("3:4", values="sign")]
+gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+def network(recipe: Recipe, has_bias: bool = True) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = nn.Linear(192, 96, bias=has_bias), nn.SiLU(), nn.Linear(96, 64, bias=False), nn.Linear(64, 96)
+    return convert(prepare(nn.Sequential(*layers), recipe))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.key)
+def test_both_products_are_the_layer(recipe: Recipe) -> None:
+    layer = network(recipe)[0]
+    assert isinstance(layer, PackedLinear)
+    has_fragments = recipe.pattern.n <= recipe.pattern.m - 2
+    fast, x = fast_weight(layer, has_fragments), torch.randn(2, 5, 192)
+    assert torch.equal(fast(x), layer(x))
+    assert torch.equal(fast.multiply_packed(x), layer(x))
+    if has_fragments:
+        torch.testing.assert_close(fast.multiply_sparse(x), layer(x))
+        torch.testing.assert_close(replace(fast, sparse_from=10)(x), layer(x))
+
+
+def test_a_layer_that_is_cast_and_one_that_needs_gradients_let_it_be() -> None:
+    layer = network(Recipe("6:8"))[0]
+    assert isinstance(layer, PackedLinear)
+    layer.fast = lambda x: torch.zeros(len(x), 96)
+    x = torch.randn(3, 192)
+    assert not layer(x).any()
+    with torch.no_grad():
+        assert not layer(x.requires_grad_()).any()
+    layer.to(torch.bfloat16)
+    assert layer.fast is None
+
+
+def test_what_cannot_be_accelerated_is_said() -> None:
+    with pytest.raises(ValueError, match="no packed layers"):
+        accelerate(nn.Sequential(nn.Linear(4, 4)))
+    with pytest.raises(ValueError, match="move the model to a GPU first"):
+        accelerate(network(Recipe("6:8")))
+
+
+@pytest.mark.parametrize("recipe", [pytest.param(recipe, marks=gpu, id=recipe.key) for recipe in RECIPES])
+def test_an_accelerated_model_computes_the_same(recipe: Recipe) -> None:
+    model = network(recipe).cuda().to(torch.bfloat16)
+    other = copy.deepcopy(model)
+    choices = accelerate(other, (1, 300))
+    assert len(choices) == 3 and all("tokens" in str(choice) for choice in choices)
+    for layer in other:
+        if isinstance(layer, PackedLinear) and recipe.pattern.n <= recipe.pattern.m - 2:
+            layer.fast = replace(fast_weight(layer, True), sparse_from=200)
+    for tokens in (1, 7, 300):
+        x = torch.randn(tokens, 192, device="cuda", dtype=torch.bfloat16)
+        torch.testing.assert_close(other(x), model(x), rtol=0.05, atol=0.05)  # an activation may round the other way
+    compiled = torch.compile(other, fullgraph=True, dynamic=False)
+    for tokens in (7, 300):
+        x = torch.randn(tokens, 192, device="cuda", dtype=torch.bfloat16)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), other(x), rtol=0.05, atol=0.05)
+    assert list(other.state_dict()) == list(model.state_dict())
