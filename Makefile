@@ -1,10 +1,10 @@
-# make demo: train, pack and run a small model    make test: all checks    make format: tidy the code
+# make demo: train, pack and run a small model    make test: all checks    make docs: the site    make format: tidy the code
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/sparse-bitnet demo
@@ -22,6 +22,9 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 $(INSTALLED): pyproject.toml constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -29,4 +32,4 @@ $(INSTALLED): pyproject.toml constraints.txt $(wildcard csrc/*)
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo-run build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) demo-run build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,12 +20,21 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.utils import logging as transformers_logging
 
 from sparse_bitnet import Recipe, prepare
+from sparse_bitnet.cli.main import main
 from sparse_bitnet.corpus.tokenizer import train_tokenizer
+from sparse_bitnet.training.config import load_config
+from sparse_bitnet.training.run import train
 
 transformers_logging.disable_progress_bar()
 
 WORDS = "the cat sat on a mat and the dog ran to the old red barn while rain fell over green hills".split()
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +95,22 @@ def latent_model(dense_model: Callable[..., PreTrainedModel]) -> Callable[..., P
     return make
 
 
+@pytest.fixture(scope="session")
+def trained_runs(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs of 6 steps, as `train` leaves them: sparse throughout, and 2:4 after a dense half."""
+    root = tmp_path_factory.mktemp("runs")
+    dense_first = ("recipe.pattern=2:4", "schedule.kind=dense-to-sparse")
+    for name, overrides in {"sparse": (), "dense-first": dense_first}.items():
+        settings = [
+            f"output_dir={root / name}", f"data.files=[{corpus_file}]", f"data.validation_files=[{corpus_file}]",
+            "tokenizer.vocab_size=300", "training.steps=6", "training.block_size=16", "training.batch_size=2",
+            "training.warmup_steps=2", "training.log_every=1", "training.eval_every=2", "training.eval_blocks=2",
+            "training.keep_checkpoints=1",
+        ]  # fmt: skip
+        train(load_config(None, [*settings, *overrides]))
+    return [root / "sparse", root / "dense-first"]
+
+
 @pytest.fixture
 def mixture_model() -> Callable[..., PreTrainedModel]:
     """Makes a Qwen3-MoE model of 2 layers, 64 wide, 2 of 4 experts a token, 32 wide; settings by keyword."""
@@ -132,3 +159,20 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the real text and tokenizers of {SHARED_DATA} are not on this machine")
     return SHARED_DATA
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """A command called as a shell calls it, in this process, for speed: `command("inspect", directory)`."""
+
+    def call(*arguments: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["sparse-bitnet", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as exit:
+            code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+        return Answer(code, *capsys.readouterr())
+
+    return call

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from fenced import ROOT, blocks, make_small
 from sparse_bitnet.nn.sparse_forward import WORTHWHILE_GAIN
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+INDEX, TUTORIAL, ON_GPUS, PERFORMANCE = (
+    (ROOT / "docs" / page).read_text(encoding="utf-8")
+    for page in ("index.md", "tutorial.md", "how-to/train-on-gpus.md", "explanation/performance.md")
+)
+RESULTS = {file.stem: json.loads(file.read_text()) for file in (ROOT / "benchmarks" / "results").glob("*.json")}
 
 
 def imported_by(statement: str) -> set[str]:
@@ -68,7 +69,7 @@ def test_files_stay_short_and_rooms_have_names() -> None:
 
 
 def test_the_tree_in_the_readme_is_the_tree_on_disk() -> None:
-    tree = next(block for block in blocks("text") if "src/sparse_bitnet/" in block)
+    tree = next(block.code for block in blocks(README, "text") if "src/sparse_bitnet/" in block.code)
     named: set[Path] = set()
     parents: list[tuple[int, Path]] = []
     for line in tree.splitlines():
@@ -102,8 +103,48 @@ def test_the_figures_of_the_readme_are_those_of_the_result_file() -> None:
     assert [row for row in rows if row not in README] == []
 
 
-def test_the_speeds_of_the_readme_are_those_of_the_result_files() -> None:
-    results = {file.stem: json.loads(file.read_text()) for file in (ROOT / "benchmarks" / "results").glob("*.json")}
+def test_the_figures_of_the_tutorial_are_those_of_the_result_file() -> None:
+    result = json.loads((ROOT / "experiments" / "results" / "tutorial-xeon-2-cores.json").read_text())
+    assert {"command", "commit", "versions", "seed", "cpu"} <= set(result)
+    assert not result["commit"].endswith("-dirty")
+    seen, told = result["figures"], " ".join(TUTORIAL.split())
+    for row in seen["readings"]:
+        line = f"loss {row['loss']:.4f} flip rate {100 * row['flip_rate']:.2f} % zeros {100 * row['zeros']:.2f} %"
+        assert f"step {row['step']}/400 {line}" in told
+    assert f"rounding makes {100 * seen['zeros']:.1f} % of it" in told
+    assert f"{seen['bytes_latent'] / 1e6:.2f} MB in fp32" in told
+    assert f"`packed`, {seen['bytes_packed'] / 1e6:.2f} MB" in told
+    assert f"The file, {seen['bytes_gguf'] / 1e6:.2f} MB" in told
+    perplexities = f"{seen['perplexity_latent']:.3f} and {seen['perplexity_packed']:.3f}"
+    assert f"a perplexity of {perplexities}, {seen['bits_per_byte_packed']:.2f} bits a byte" in told
+
+
+def test_the_links_of_the_readme_lead_somewhere() -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", README)
+    assert len(links) > 5
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def rows_of(text: str) -> set[str]:
+    """The rows of the tables that hold speeds: those with a number of at least one decimal in a cell of its own."""
+    return {line for line in text.splitlines() if re.search(r"^\| .*\| [\d,]+\.\d+[ |]", line)}
+
+
+def test_the_speeds_of_the_front_pages_are_those_of_the_page_on_performance() -> None:
+    assert rows_of(README)
+    assert rows_of(README) - rows_of(PERFORMANCE) == {
+        row for row in rows_of(README) if row in README.split("## Install")[0]
+    }
+    ours = next(row for row in RESULTS["train-0.5b-h200"]["systems"] if row["system"] == "ours")
+    one = next(row for row in RESULTS["decode-1536-xeon-2-cores"]["decode"] if row["system"] == "i2")
+    for page in (README, INDEX):
+        assert f"at {ours['times_dense']:.2f} of the speed of dense layers" in " ".join(page.split())
+    assert one["threads"] == 1
+    assert f"{one['times_rival']:.2f} times llama.cpp's tokens a second" in INDEX
+
+
+def test_the_speeds_of_training_are_those_of_the_result_files() -> None:
+    results = RESULTS
     assert all({"command", "commit", "versions", "seed", "gpus"} <= set(result) for result in results.values())
     systems = results["train-0.5b-h200"]["systems"]
     rows = [
@@ -111,13 +152,13 @@ def test_the_speeds_of_the_readme_are_those_of_the_result_files() -> None:
         for row in systems
     ]
     assert len(rows) == 4
-    assert [row for row in rows if row not in README] == []
+    assert [row for row in rows if row not in PERFORMANCE] == []
     rate = {name: result["systems"][-1]["tokens_per_second"] for name, result in results.items() if "systems" in result}
     several = rate["train-0.5b-2-gpus-h200"] / rate["train-0.5b-1-gpu-h200"]
     short = rate["train-0.5b-2-gpus-no-accumulation-h200"] / rate["train-0.5b-h200"]
     split = results["train-0.5b-2-gpus-fsdp2-h200"]["systems"][1]["times_dense"]
     kernel = next(row for row in results["kernels-h200"]["kernels"] if row["pattern"] == "6:8")
-    told = " ".join(README.split())
+    told = " ".join(PERFORMANCE.split())
     assert (
         f"is {several:.2f} times that of one with 65,536 tokens a GPU and step in 4 micro-batches, {short:.2f}" in told
     )
@@ -126,40 +167,38 @@ def test_the_speeds_of_the_readme_are_those_of_the_result_files() -> None:
     assert f"take {kernel['times_plain']:.0f} times as long" in told
     share = {row["pattern"]: 100 * row["share_of_copy_bandwidth"] for row in results["kernels-h200"]["kernels"]}
     assert f"{share['8:16']:.0f} % and {share['20:32']:.0f} %" in told
-    ours = next(row for row in systems if row["system"] == "ours")
-    assert f"at {ours['times_dense']:.2f} of the speed of dense layers" in told
     curves = json.loads((ROOT / "experiments" / "results" / "two-processes-h200.json").read_text())
     apart = curves["relative_difference_of_the_loss_from_one"]
     first, whole, seed = apart["ddp"]["first_10_at_most"], apart["ddp"]["at_most"], apart["seed"]["at_most"]
+    told = " ".join(ON_GPUS.split())
     assert f"to {100 * first:.3f} % over 10 steps and {100 * whole:.1f} % over 100" in told
     assert f"another seed differs by {100 * seed:.1f} %" in told
 
 
-def test_the_sparse_forward_of_the_readme_is_that_of_the_result_files() -> None:
-    files = (ROOT / "benchmarks" / "results").glob("train-*of*-h100.json")
+def test_the_sparse_forward_is_that_of_the_result_files() -> None:
     rows = []
-    for systems in (json.loads(file.read_text())["systems"] for file in files):
+    for systems in (RESULTS[name]["systems"] for name in RESULTS if re.fullmatch("train-.*of.*-h100", name)):
         dense, sparse = systems[0], systems[-1]
         assert (dense["system"], sparse["system"]) == ("dense", "sparse")
         memory = f"{dense['bytes_at_most'] / 2**30:.1f}, {sparse['bytes_at_most'] / 2**30:.1f}"
         speeds = f"{dense['tokens_per_second']:,.0f} | {sparse['tokens_per_second']:,.0f}"
         rows.append(f"| {speeds} | {sparse['times_dense']:.3f} | {memory} |")
     assert len(rows) == 6
-    assert [row for row in rows if row not in README] == []
-    products = json.loads((ROOT / "benchmarks" / "results" / "products-h100.json").read_text())["products"]
-    told = " ".join(README.split())
+    assert [row for row in rows if row not in PERFORMANCE] == []
+    products = RESULTS["products-h100"]["products"]
+    told = " ".join(PERFORMANCE.split())
     large = {row["pattern"]: row for row in products if row["shape"] == [37888, 3584] and row["tokens"] == 16384}
     two, six = (
         [f"{large[n][f'{name}_ms']:.2f}" for name in ("ours", "bf16", "fp8", "cusparselt")] for n in ("2:4", "6:8")
     )
     assert f"2:4 takes {two[0]} ms where bf16 takes {two[1]}, fp8 {two[2]} and cuSPARSELt 0.8.0 {two[3]}" in told
     assert f"6:8 {six[0]}, {six[1]}, {six[2]} and {six[3]}" in told
-    assert f"where that is {WORTHWHILE_GAIN} times as fast as the dense product" in told
+    for page in (PERFORMANCE, ON_GPUS):
+        assert f"where that is {WORTHWHILE_GAIN} times as fast as the dense product" in " ".join(page.split())
 
 
-def test_the_speeds_of_the_readme_on_a_cpu_are_those_of_the_result_file() -> None:
-    file = ROOT / "benchmarks" / "results" / "linear-1536-xeon-2-cores.json"
-    result = json.loads(file.read_text())
+def test_the_speeds_on_a_cpu_are_those_of_the_result_file() -> None:
+    result = RESULTS["linear-1536-xeon-2-cores"]
     found = {(row["format"], row["threads"], row["tokens"]): row for row in result["linears"]}
     for name in ("i2", "t5", "g4", "g4s3"):
         one, two = found[name, 1, 1], found[name, 2, 1]
@@ -170,25 +209,25 @@ def test_the_speeds_of_the_readme_on_a_cpu_are_those_of_the_result_file() -> Non
             f"| {one['times_first']:.2f} / {two['times_first']:.2f} "
             f"| {many['tokens_per_second']:.0f} / {many_two['tokens_per_second']:.0f} |"
         )
-        assert row in README
+        assert row in PERFORMANCE
     one, two = found["i2", 1, 1], found["i2", 2, 1]
-    told = " ".join(README.split())
+    told = " ".join(PERFORMANCE.split())
     assert f"`i2` makes {one['op_tokens_per_second']:.1f} / {two['op_tokens_per_second']:.1f} tokens a second" in told
     assert f"the reference {1e3 / one['reference_ms']:.1f} / {1e3 / two['reference_ms']:.1f}." in told
 
 
-def test_the_speeds_of_the_engine_in_the_readme_are_those_of_the_result_file() -> None:
-    result = json.loads((ROOT / "benchmarks" / "results" / "decode-1536-xeon-2-cores.json").read_text())
+def test_the_speeds_of_the_engine_are_those_of_the_result_file() -> None:
+    result = RESULTS["decode-1536-xeon-2-cores"]
     found = {(row["system"], row["threads"]): row for row in result["decode"]}
     for system in ("i2", "g4s3", "llama.cpp TQ2_0"):
         one, two = found[system, 1], found[system, 2]
         for name, form in (("tokens_per_second", ".1f"), ("times_rival", ".2f"), ("prefill_times_rival", ".2f")):
-            assert f"| {one[name]:{form}} / {two[name]:{form}} |" in README
+            assert f"| {one[name]:{form}} / {two[name]:{form}} |" in PERFORMANCE
     assert not result["commit"].endswith("-dirty")
     one, two = found["g4s3", 1], found["g4s3", 2]
-    assert f"{one['times_first']:.2f} / {two['times_first']:.2f} come from sparsity" in README
+    assert f"{one['times_first']:.2f} / {two['times_first']:.2f} come from sparsity" in PERFORMANCE
     beyond = {row["format"]: row["beyond_bytes"] / 1e6 for row in result["memory"]}
-    assert f"`i2` takes {beyond['i2']:.0f} MB at most and `g4s3` {beyond['g4s3']:.0f}," in README
+    assert f"`i2` takes {beyond['i2']:.0f} MB at most and `g4s3` {beyond['g4s3']:.0f}," in PERFORMANCE
 
 
 def test_the_commands_of_the_readme_run(tmp_path: Path, documents: list[str]) -> None:
@@ -196,7 +235,8 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, documents: list[str]) ->
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     (corpus / "a.txt").write_text("\n\n".join(documents), encoding="utf-8")
-    commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("sparse-bitnet ")]
+    lines = [line for block in blocks(README, "sh") for line in block.commands]
+    commands = [line for line in lines if line.startswith("sparse-bitnet ")]
     assert {command.split()[1] for command in commands} >= {
         "init", "train", "convert", "inspect", "eval", "generate", "doctor",
     }  # fmt: skip
@@ -209,16 +249,12 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, documents: list[str]) ->
         )  # fmt: skip
         assert answer.returncode == 0, f"{command}\n{answer.stdout}\n{answer.stderr}"
         if command.startswith("sparse-bitnet init"):
-            settings = tmp_path / "train.yaml"
-            small = {"steps: 400": "steps: 4", "block_size: 256": "block_size: 32", "batch_size: 16": "batch_size: 2"}
-            text = settings.read_text().replace("vocab_size: 8192", "vocab_size: 300")
-            for default, value in small.items():
-                assert default in text
-                text = text.replace(default, value)
-            settings.write_text(text)
+            make_small(tmp_path / "train.yaml")
 
 
 def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
-    for code in blocks("python"):
-        answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    for block in blocks(README, "python"):
+        answer = subprocess.run(
+            [sys.executable, "-c", block.code], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
         assert answer.returncode == 0, answer.stderr

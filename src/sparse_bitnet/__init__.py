@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
     from sparse_bitnet.nn.step_weights import StepWeights
     from sparse_bitnet.nn.summary import Summary, summary
-    from sparse_bitnet.nn.swap import convert, prepare, set_pattern
+    from sparse_bitnet.nn.swap import convert, prepare, set_pattern, set_residual
     from sparse_bitnet.recipe import NMPattern, Recipe
     from sparse_bitnet.training.callback import SparseBitNetCallback
 
@@ -36,6 +36,7 @@ __all__ = [
     "convert",
     "prepare",
     "set_pattern",
+    "set_residual",
     "summary",
 ]
 
@@ -51,6 +52,7 @@ _ROOMS = {
     "convert": "nn.swap",
     "prepare": "nn.swap",
     "set_pattern": "nn.swap",
+    "set_residual": "nn.swap",
     "summary": "nn.summary",
 }
 

@@ -49,7 +49,8 @@ def assert_one_line(answer, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "demo", "init", "train", "convert", "inspect", "eval", "eval ppl", "generate", "doctor"]
+    "name",
+    ["", "demo", "init", "train", "convert", "inspect", "eval", "eval ppl", "generate", "serve", "report", "doctor"],
 )
 def test_every_command_has_help(command: Command, name: str) -> None:
     answer = command(*name.split(), "--help")

@@ -19,7 +19,8 @@ from sparse_bitnet.engine.sampling import Sampling
 
 pytest.importorskip("sparse_bitnet._native", reason="the native kernels are not built")
 
-from sparse_bitnet.engine.decoder import CHUNK, Decoder
+from sparse_bitnet.engine.batch import CHUNK
+from sparse_bitnet.engine.decoder import Decoder
 from sparse_bitnet.kernels.packed_linear.cpu_native import CPU_VARIABLE, instruction_sets
 
 Packed = Callable[..., tuple[PreTrainedModel, Path]]
@@ -139,14 +140,14 @@ def test_a_sequence_is_the_same_bit_for_bit_however_it_is_cut(
     decoder = Decoder(directory, threads=threads)
     ids, other = ids_of(2 * CHUNK + 30), ids_of(40)
     whole = decoder.logits(ids)
-    cache, beside = decoder._cache(len(ids)), decoder._cache(len(ids))
-    first = decoder._forward([cache, beside], [ids[:300], other], every=True)
+    cache, beside = decoder.new_cache(len(ids)), decoder.new_cache(len(ids))
+    first = decoder.forward([cache, beside], [ids[:300], other], every=True)
     assert torch.equal(first[:300], whole[:300])
     assert torch.equal(first[300:], decoder.logits(other))
     for position in range(300, 320):
-        rows = decoder._forward([cache, beside], [[ids[position]], [7]])
+        rows = decoder.forward([cache, beside], [[ids[position]], [7]])
         assert torch.equal(rows[0], whole[position])
-    assert torch.equal(decoder._forward([cache], [ids[320:]], every=True), whole[320:])
+    assert torch.equal(decoder.forward([cache], [ids[320:]], every=True), whole[320:])
 
 
 def test_greedy_text_is_that_of_transformers(packed: Packed) -> None:
@@ -231,16 +232,16 @@ def test_a_prompt_that_cannot_be_is_refused_at_once(packed: Packed, prompt: list
 def test_the_native_model_refuses_what_it_has_no_room_for(packed: Packed) -> None:
     """It does not rely on its caller: the caches are left as they were."""
     decoder = Decoder(packed()[1])
-    cache = decoder._cache(4)
-    decoder._forward([cache], [[1, 2]])
+    cache = decoder.new_cache(4)
+    decoder.forward([cache], [[1, 2]])
     with pytest.raises(ValueError, match="a sequence of 2 tokens and 3 more exceed the 4 that it was made for"):
-        decoder._forward([cache], [[1, 2, 3]])
+        decoder.forward([cache], [[1, 2, 3]])
     with pytest.raises(ValueError, match="token 320 is not in the vocabulary"):
-        decoder._forward([cache], [[320]])
+        decoder.forward([cache], [[320]])
     with pytest.raises(ValueError, match="a sequence is given twice"):
-        decoder._forward([cache, cache], [[1], [1]])
+        decoder.forward([cache, cache], [[1], [1]])
     assert cache.length == 2
-    decoder._forward([cache], [[3, 4]])
+    decoder.forward([cache], [[3, 4]])
     assert cache.length == 4
 
 

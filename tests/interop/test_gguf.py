@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config
 
+from interop.llama_cpp import llama_cpp, log_probabilities, needs_llama
 from sparse_bitnet import Recipe, convert, prepare
 from sparse_bitnet.interop.gguf import export_gguf
 from sparse_bitnet.nn.stored_settings import named_layers
@@ -44,7 +43,6 @@ MODELS = {
     },
     "llama3-scaling": LlamaConfig(**SHAPE, tie_word_embeddings=True, rope_parameters=LLAMA3),
 }
-needs_llama = pytest.mark.skipif(find_spec("xllamacpp") is None, reason="needs the package xllamacpp")
 
 
 @pytest.fixture
@@ -70,33 +68,6 @@ def saved(
         return packed, directory
 
     return make
-
-
-@contextmanager
-def llama_cpp(file: Path) -> Iterator[Callable[[Any], dict[str, Any]]]:
-    """Stock llama.cpp with `file`; asks it for one token after a prompt, with the ten best."""
-    import xllamacpp
-
-    settings = xllamacpp.CommonParams()
-    settings.model.path = str(file)
-    settings.n_ctx, settings.n_parallel, settings.n_gpu_layers, settings.warmup = 128, 1, 0, False
-    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
-    settings.verbosity = -1
-    server = xllamacpp.Server(settings)
-
-    def ask(prompt: Any) -> dict[str, Any]:
-        answers: list[Any] = []
-        request = {"prompt": prompt, "n_predict": 1, "temperature": 0, "n_probs": 10}
-        server.handle_completions(request, answers.append)
-        (step,) = answers[-1]["choices"][0]["logprobs"]["content"]
-        return {**step, "prompt_tokens": answers[-1]["usage"]["prompt_tokens"]}
-
-    yield ask
-
-
-def log_probabilities(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
-    with torch.no_grad():
-        return model(torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
 
 
 @needs_llama

@@ -150,7 +150,7 @@ def assert_activations_equal_numerics(x: Tensor, kind: str) -> None:
     from sparse_bitnet.kernels.quantize_lifted import gpu_triton as lifted  # where triton is
 
     for m in (m for m in (4, 6, 8) if x.shape[-1] % m == 0):  # 4: no lift, the codes themselves
-        for room in (x.new_empty(0, dtype=torch.int8), torch.zeros_like(x, dtype=torch.int8)):
+        for room in (x.new_empty(0, dtype=torch.int8), torch.zeros(x.shape, dtype=torch.int8, device=DEVICE)):
             assert lifted.supports(x, kind, m, room) is None
             codes = room.clone()
             expected = *quantize_lifted_reference.run(x, kind, m, room), room

@@ -18,6 +18,7 @@ from sparse_bitnet.formats import i2
 from sparse_bitnet.kernels.dispatch import FORCE_VARIABLE
 from sparse_bitnet.kernels.packed_linear import OPERATOR, PackedLayout, packed_linear
 from sparse_bitnet.kernels.packed_linear.reference import WIDEST_EXACT_IN_FP32, integer_product
+from sparse_bitnet.kernels.quantize_activation import fake_quantize_activation as with_straight_through_gradient
 from sparse_bitnet.numerics.activation import fake_quantize_activation
 from sparse_bitnet.numerics.ternary import dequantize_weight
 
@@ -181,16 +182,39 @@ def test_unknown_format_is_refused_by_name() -> None:
         )
 
 
-def test_has_no_gradient() -> None:
-    case = random_case()
-    case.x.requires_grad_()
-    with pytest.raises(RuntimeError, match="no autograd formula"):
-        case.run("int8").sum().backward()
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
 def test_op_keeps_the_rules_of_torch_library(kind: str, bias: bool) -> None:
     case = random_case((2, 3), bias=bias, parts=(12, 8, 4))
-    arguments = (case.x, i2.pack(case.codes), case.scale, case.bias, "i2", 66, kind, [12, 8, 4])
+    arguments = (case.x.requires_grad_(), i2.pack(case.codes), case.scale, case.bias, "i2", 66, kind, [12, 8, 4])
     torch.library.opcheck(torch.ops.sparse_bitnet.packed_linear.default, arguments)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("parts", [(), (8, 16)])
+def test_gradients_are_those_of_the_layer_that_is_not_packed(kind: str, parts: tuple[int, ...]) -> None:
+    """Straight through the rounding of the activations: that of x is equal bit for bit: it is the same product."""
+    case = random_case((3, 5), parts=parts)
+    assert case.bias is not None
+    leaves = (case.x.requires_grad_(), case.bias.requires_grad_())
+    weight = dequantize_weight(case.codes, case.scale, parts, case.x.dtype)
+    plain = F.linear(with_straight_through_gradient(case.x, kind, case.x.dtype), weight, case.bias)
+    dy = torch.randn_like(plain)
+    dx, dbias = torch.autograd.grad(case.run(kind), leaves, dy)
+    plain_dx, plain_dbias = torch.autograd.grad(plain, leaves, dy)
+    assert torch.equal(dx, plain_dx)
+    assert torch.allclose(dbias, plain_dbias, rtol=1e-6)  # a sum in another order
+
+
+def test_gradients_pass_through_compiled_layers() -> None:
+    case = random_case((3,), rows=66, width=66)
+    x, packed = case.x.requires_grad_(), i2.pack(case.codes)
+    layout = PackedLayout("i2", 66, "int8", ())
+
+    def two_layers(x: torch.Tensor) -> torch.Tensor:
+        return packed_linear(packed_linear(x, packed, case.scale, None, layout), packed, case.scale, None, layout).sum()
+
+    (eager,) = torch.autograd.grad(two_layers(x), x)
+    (compiled,) = torch.autograd.grad(torch.compile(two_layers, fullgraph=True, backend="aot_eager")(x), x)
+    assert torch.equal(eager, compiled)
+    assert int(eager.count_nonzero()) > 0

@@ -29,7 +29,7 @@ from sparse_bitnet import Recipe, SparseBitLinear, StepWeights, convert, prepare
 from sparse_bitnet.nn.experts import PackedExperts, SparseBitExperts, grouped_linear
 from sparse_bitnet.nn.layer import LatentLayer, PackedLayer
 from sparse_bitnet.nn.stored_settings import named_layers
-from sparse_bitnet.nn.swap import unpack_to_linear
+from sparse_bitnet.nn.swap import set_residual, unpack_to_linear
 from sparse_bitnet.training.monitors import MaskMonitor
 
 Make = Callable[..., PreTrainedModel]
@@ -260,6 +260,18 @@ def test_weights_made_once_a_step_train_the_same_bit_for_bit(mixture_model: Make
     assert made.shapes == {(64, 64), (32, 64)}  # of the linear layers
     made.release()
     assert all(layer.step_weight is None for _, layer in named_layers(other) if isinstance(layer, LatentLayer))
+
+
+def test_a_residual_is_added_in_training_and_keeps_experts_from_being_packed(mixture_model: Make) -> None:
+    experts = experts_of(prepare(mixture_model(num_hidden_layers=1), Recipe("2:4")))
+    layer = experts.layers["down_proj"]
+    plain = layer.effective_weight(torch.float32, training=True)
+    set_residual(experts, 0.25)
+    found = layer.effective_weight(torch.float32, training=True)
+    torch.testing.assert_close(found, plain + 0.25 * experts.down_proj)
+    assert torch.equal(layer.effective_weight(torch.float32, training=False), plain)
+    with pytest.raises(ValueError, match=r"trains with 0.25 of its latent weight added"):
+        PackedExperts.from_latent(experts)
 
 
 def test_a_copy_shares_nothing(mixture_model: Make) -> None:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
-from sparse_bitnet import NMPattern, Recipe, SparseBitNetCallback
+from sparse_bitnet import NMPattern, Recipe, SparseBitNetCallback, convert
 from sparse_bitnet.nn.sparse_forward import Shape
 from sparse_bitnet.nn.stored_settings import named_layers
-from sparse_bitnet.training.schedules import dense_to_sparse
+from sparse_bitnet.training.schedules import ResidualSchedule, dense_to_sparse
 from sparse_bitnet.training.trainer import Trainer as SparseBitNetTrainer
 
 
@@ -44,7 +44,10 @@ def test_it_works_unchanged_in_any_trainer(
     latent_model: Callable[..., PreTrainedModel], tmp_path: Path, trainer_class: type[Trainer]
 ) -> None:
     callback = SparseBitNetCallback(
-        dense_to_sparse(NMPattern(2, 4), 0.5), weight_decay_until=0.5, metrics_file=tmp_path / "metrics.jsonl"
+        dense_to_sparse(NMPattern(2, 4), 0.5),
+        weight_decay_until=0.5,
+        metrics_file=tmp_path / "metrics.jsonl",
+        histograms_file=tmp_path / "histograms.jsonl",
     )
     trainer = trainer_class(
         model=latent_model(), args=arguments(tmp_path), train_dataset=examples(), callbacks=[callback]
@@ -57,6 +60,12 @@ def test_it_works_unchanged_in_any_trainer(
     assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0}
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    moments = [json.loads(line) for line in (tmp_path / "histograms.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["pattern"]) for line in moments] == [
+        (step, "2:4" if step > 3 else "4:4") for step in range(7)
+    ]
+    assert all(sum(layer["masked"]) == 0 for layer in moments[0]["layers"].values())
+    assert all(sum(layer["masked"]) == sum(layer["kept"]) for layer in moments[-1]["layers"].values())
 
 
 def test_the_checkpoint_of_a_dense_stage_says_that_it_is_dense(
@@ -120,3 +129,23 @@ def test_sparse_shapes_are_chosen_once_a_pattern_and_used_in_their_stage(
     assert asked == ["2:4", "4:4"]
     assert used == [False] * 6 + [False] * 3 + [True] * 3  # a dense pattern has no form for sparse tensor cores
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_the_residual_follows_its_schedule_and_is_gone_at_the_end(
+    latent_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    seen: list[float] = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args: object, state: object, control: object, **kwargs: object) -> None:
+            layer = next(layer for _, layer in named_layers(kwargs["model"]))  # type: ignore[arg-type]
+            seen.append(0.0 if layer.residual is None else float(layer.residual))  # type: ignore[union-attr]
+
+    for until in (0.5, 1.0):
+        seen.clear()
+        schedule = ResidualSchedule(peak=1.0, warmup=0.2, until=until)
+        model = latent_model(Recipe("3:4", values="sign"))
+        callbacks = [SparseBitNetCallback(residual=schedule), Watch()]
+        Trainer(model=model, args=arguments(tmp_path), train_dataset=examples(), callbacks=callbacks).train()
+        assert seen == pytest.approx([schedule.share_at(step, 6) for step in range(6)])
+        convert(model)  # which refuses a residual

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sparse_bitnet.training.config import TrainConfig, load_config
+from sparse_bitnet.training.schedules import ResidualSchedule
 
 TEMPLATE = files("sparse_bitnet.training").joinpath("train.yaml")
 TUNED_FOR_TINY = {"steps", "block_size", "batch_size", "learning_rate", "warmup_steps", "final_learning_rate_share"}
@@ -108,3 +109,13 @@ def test_sparse_forward_is_a_word_or_a_choice() -> None:
     assert load_config(None, ["training.sparse_forward=true"]).training.sparse_forward is True
     with pytest.raises(ValueError, match=r"training\.sparse_forward"):
         load_config(None, ["training.sparse_forward=2:4"])
+
+
+def test_a_residual_needs_codes_and_shares_in_order(file: Path) -> None:
+    config = load_config(file, ["recipe.values=sign", "recipe.pattern=3:4", "schedule.residual=1"])
+    assert config.schedule.residual_schedule() == ResidualSchedule(1.0, 0.1, 0.9)
+    assert load_config(file, []).schedule.residual_schedule() is None
+    with pytest.raises(ValueError, match=r"schedule\.residual=1\.0 needs quantised values"):
+        load_config(file, ["recipe.values=full", "schedule.residual=1"])
+    with pytest.raises(ValueError, match="not in order"):
+        load_config(file, ["schedule.residual=1", "schedule.residual_warmup=0.9"])

@@ -11,7 +11,14 @@ from torch import nn
 from sparse_bitnet import Recipe, SparseBitLinear
 from sparse_bitnet.numerics.nm_mask import nm_mask
 from sparse_bitnet.numerics.ternary import absmean_scale, ternary_codes
-from sparse_bitnet.training.monitors import MaskMonitor, first_non_finite_module, non_finite_tensors
+from sparse_bitnet.recipe import Values
+from sparse_bitnet.training.monitors import (
+    MaskMonitor,
+    first_non_finite_module,
+    non_finite_tensors,
+    weight_histograms,
+)
+from sparse_bitnet.training.run_log import HISTOGRAM_MOMENTS, is_histogram_due
 
 
 @pytest.fixture
@@ -70,6 +77,32 @@ def test_sign_values_have_no_natural_zeros() -> None:
 
 def test_a_model_without_trainable_layers_reads_nothing() -> None:
     assert MaskMonitor().read(model_of(nn.Linear(4, 4))) == (None, {})
+    assert weight_histograms(model_of(nn.Linear(4, 4))) == {}
+
+
+@pytest.mark.parametrize("values", ["ternary", "sign", "full"])
+def test_histograms_count_every_weight_once_where_it_lies(values: Values) -> None:
+    layer = SparseBitLinear(64, 32, recipe=Recipe("6:8", values=values))
+    found = {name: torch.tensor(counts) for name, counts in weight_histograms(model_of(layer))["0"].items()}
+    mask = nm_mask(layer.weight, layer.recipe.pattern)
+    assert (int(found["kept"].sum()), int(found["masked"].sum())) == (int(mask.sum()), int((~mask).sum()))
+    scale = layer.quantize_weight()[1] if values != "full" else absmean_scale(layer.weight.detach())
+    bins = ((layer.weight.detach() / scale).clamp(-3, 3) * 16 + 48).floor().long().clamp(0, 95)
+    assert torch.equal(found["kept"] + found["masked"], torch.bincount(bins.flatten(), minlength=96))
+
+
+def test_the_bins_within_the_rounding_threshold_hold_the_zeros() -> None:
+    layer = SparseBitLinear(64, 32, recipe=Recipe("6:8"))
+    found = weight_histograms(model_of(layer))["0"]
+    kept_zeros = int(((layer.quantize_weight()[0] == 0) & nm_mask(layer.weight, layer.recipe.pattern)).sum())
+    assert sum(found["kept"][40:56]) == kept_zeros > 0
+
+
+@pytest.mark.parametrize("steps", [1, 7, 16, 40, 1000])
+def test_histograms_are_due_evenly_through_a_run_and_at_its_end(steps: int) -> None:
+    due = [step for step in range(1, steps + 1) if is_histogram_due(step, steps)]
+    assert len(due) == min(steps, HISTOGRAM_MOMENTS)
+    assert due[-1] == steps
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -91,7 +91,8 @@ def test_a_run_leaves_a_trainable_checkpoint_its_settings_and_its_metrics(settin
     assert set(lines[-1]["layers"]) == {name for name, _ in layers}
     assert sum(line["flip_rate"] for line in lines) > 0
     assert {path.name for path in root.iterdir()} == {
-        "checkpoint-38", "checkpoint-40", "config.yaml", "env.json", "metrics.jsonl", "model", "tokenizer", "tokens",
+        "checkpoint-38", "checkpoint-40", "config.yaml", "env.json", "histograms.jsonl", "metrics.jsonl", "model",
+        "tokenizer", "tokens",
     }  # fmt: skip
     assert {path.name for path in result.model_directory.iterdir()} >= {"config.json", "tokenizer.json"}
     assert not (result.model_directory / "training_args.bin").exists()
@@ -239,6 +240,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert_equal(weights(whole.model_directory), weights(resumed.model_directory))
     lines = [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 9))
+    moments = [json.loads(line)["step"] for line in (root / "histograms.jsonl").read_text().splitlines()]
+    assert moments == list(range(9))
     again = train(config, resume=str(tmp_path / "checkpoint-6"))
     assert_equal(weights(whole.model_directory), weights(again.model_directory))
 

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from sparse_bitnet import NMPattern
-from sparse_bitnet.training.schedules import PatternSchedule, dense_to_sparse, falling_share, gradual, sparse_from_start
+from sparse_bitnet.training.schedules import (
+    PatternSchedule,
+    ResidualSchedule,
+    dense_to_sparse,
+    falling_share,
+    gradual,
+    sparse_from_start,
+)
 
 
 def stages(schedule: PatternSchedule, steps: int) -> list[str]:
@@ -39,3 +48,18 @@ def test_one_pattern_is_not_gradual() -> None:
 
 def test_the_share_falls_in_a_line_and_stays_at_zero() -> None:
     assert [falling_share(step, 8, 0.5) for step in range(6)] == [1, 0.75, 0.5, 0.25, 0, 0]
+
+
+def test_the_residual_rises_falls_and_ends_before_the_steps_do() -> None:
+    shares = [ResidualSchedule(peak=2.0, warmup=0.2, until=0.8).share_at(step, 10) for step in range(10)]
+    assert shares[:3] == [1, 2, 2]
+    assert all(a > b > 0 for a, b in pairwise(shares[2:8]))
+    assert shares[8:] == [0, 0]
+    assert shares[5] == pytest.approx(1)  # half a cosine is at one half in the middle
+    assert ResidualSchedule(warmup=0.0, until=1.0).share_at(0, 10) == 1
+
+
+@pytest.mark.parametrize("settings", [{"peak": -1.0}, {"warmup": 0.9}, {"until": 1.1}, {"warmup": -0.1}])
+def test_a_residual_that_does_not_fit_the_steps_is_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="residual"):
+        ResidualSchedule(**settings)

@@ -7,9 +7,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from sparse_bitnet.cli.options import Device, choose_device
-
-ENGINES = ("auto", "native", "transformers")
+from sparse_bitnet.cli.options import Device, Engine, Head, choose_device, why_not_native
 
 
 def generate(
@@ -22,26 +20,22 @@ def generate(
     repetition_penalty: Annotated[float, typer.Option(min=0.01)] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text by the same engine.")] = None,
     device: Device = "auto",
-    engine: Annotated[
-        str, typer.Option(help="native (packed Qwen2, Qwen3, Llama; CPU), transformers, or auto: native where it can.")
-    ] = "auto",
-    head: Annotated[
-        str, typer.Option(help="Of the native engine: int8, or stored for the floats in the file, slower.")
-    ] = "int8",
+    engine: Engine = "auto",
+    head: Head = "int8",
 ) -> None:
     """Stream text from a model."""
-    from sparse_bitnet.corpus.tokenizer import load_tokenizer
+    from sparse_bitnet.corpus.tokenizer import load_tokenizer, prompt_tokens
     from sparse_bitnet.engine.sampling import Sampling
 
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     chosen = choose_device(device)
-    reason = _why_not_native(engine, model, chosen)
+    reason = why_not_native(engine, model, chosen)
     if reason is None:
         from sparse_bitnet.engine.decoder import Decoder
 
         decoder = Decoder(model, head=cast(Any, head))
         tokenizer = load_tokenizer(model)
-        _write_natively(decoder, tokenizer, _tokens(tokenizer, prompt), max_new_tokens, sampling)
+        _write_natively(decoder, tokenizer, prompt_tokens(tokenizer, prompt), max_new_tokens, sampling)
         return
     from sparse_bitnet.checkpoint.loading import open_model
 
@@ -49,30 +43,7 @@ def generate(
     tokenizer = load_tokenizer(model)
     if engine == "auto" and chosen == "cpu":
         print(f"transformers writes, not the native engine: {reason}", file=sys.stderr)
-    _write_with_transformers(language_model, tokenizer, _tokens(tokenizer, prompt), max_new_tokens, sampling)
-
-
-def _why_not_native(engine: str, model: str, device: str) -> str | None:
-    """None where the native engine is to write; ValueError where it is asked for and cannot."""
-    from sparse_bitnet.engine.architecture import obstacle
-
-    if engine not in ENGINES:
-        raise ValueError(f"--engine {engine}: choose from {', '.join(ENGINES)}")
-    if engine == "transformers":
-        return "--engine transformers"
-    reason = f"it runs on a CPU, not on {device}" if device != "cpu" else obstacle(model)
-    if engine == "native" and reason is not None:
-        raise ValueError(f"--engine native: {reason}")
-    return reason
-
-
-def _tokens(tokenizer: Any, prompt: str) -> list[int]:
-    """Of `prompt`; an empty one begins a document."""
-    ids = tokenizer(prompt, add_special_tokens=True)["input_ids"]
-    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if not ids and begin is None:
-        raise ValueError("the tokenizer has no token that begins a text: give a --prompt")
-    return ids or [begin]
+    _write_with_transformers(language_model, tokenizer, prompt_tokens(tokenizer, prompt), max_new_tokens, sampling)
 
 
 def _write_natively(decoder: Any, tokenizer: Any, ids: list[int], max_new_tokens: int, sampling: Any) -> None:

@@ -7,7 +7,21 @@ import sys
 
 import typer
 
-from sparse_bitnet.cli import bench, convert, demo, doctor, eval, export, generate, import_model, init, inspect, train
+from sparse_bitnet.cli import (
+    bench,
+    convert,
+    demo,
+    doctor,
+    eval,
+    export,
+    generate,
+    import_model,
+    init,
+    inspect,
+    report,
+    serve,
+    train,
+)
 
 DEBUG_VARIABLE = "SPARSE_BITNET_DEBUG"
 
@@ -27,7 +41,9 @@ app.command("inspect")(inspect.inspect)
 app.add_typer(export.app, name="export")
 app.add_typer(eval.app, name="eval")
 app.command("generate")(generate.generate)
+app.command("serve")(serve.serve)
 app.add_typer(bench.app, name="bench")
+app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)
 
 

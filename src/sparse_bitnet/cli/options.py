@@ -15,6 +15,12 @@ JsonFile = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")]
 
+ENGINES = ("auto", "native", "transformers")
+Engine = Annotated[
+    str, typer.Option(help="native (packed Qwen2, Qwen3, Llama; CPU), transformers, or auto: native where it can.")
+]
+Head = Annotated[str, typer.Option(help="Of the native engine: int8, or stored for the floats in the file, slower.")]
+
 
 def write_json(file: Path | None, figures: Any) -> None:
     """Write `figures` to `file`, if one is wanted."""
@@ -35,3 +41,17 @@ def choose_device(device: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
     return device
+
+
+def why_not_native(engine: str, model: str, device: str) -> str | None:
+    """None where the native engine is to run `model`; ValueError where it is asked for and cannot."""
+    from sparse_bitnet.engine.architecture import obstacle
+
+    if engine not in ENGINES:
+        raise ValueError(f"--engine {engine}: choose from {', '.join(ENGINES)}")
+    if engine == "transformers":
+        return "--engine transformers"
+    reason = f"it runs on a CPU, not on {device}" if device != "cpu" else obstacle(model)
+    if engine == "native" and reason is not None:
+        raise ValueError(f"--engine native: {reason}")
+    return reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
@@ -23,10 +24,25 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
             return PreTrainedTokenizerFast(tokenizer_file=str(path))
         if (path / TOKENIZER_FILE).exists():
             return PreTrainedTokenizerFast.from_pretrained(str(path))
-        return AutoTokenizer.from_pretrained(str(path) if path.exists() else source)
+        tokenizer = AutoTokenizer.from_pretrained(str(path) if path.exists() else source)
+        if tokenizer.vocab_size <= 1:  # what it makes for a model type that it knows, where there are no files
+            raise ValueError("there are no files of a tokenizer: copy the model's tokenizer.json there")
+        return tokenizer
     except Exception as error:  # tokenizers raises bare Exception
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"no tokenizer could be read from {source}: {reason}") from error
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, text: str, with_special: bool = True) -> list[int]:
+    """Of a text to go on from; an empty one begins a document. ValueError where no token of the tokenizer does that.
+
+    `with_special=False` is for a text that holds the tokens of its beginning already, as a chat template writes it.
+    """
+    ids: Any = tokenizer(text, add_special_tokens=with_special)["input_ids"]
+    begin: Any = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if not ids and begin is None:
+        raise ValueError("the tokenizer has no token that begins a text: give a prompt")
+    return ids or [begin]
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int, sample_bytes: int) -> PreTrainedTokenizerBase:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from random import Random
 from typing import Literal, get_args
 
 import torch
@@ -17,12 +16,12 @@ from torch import Tensor
 from sparse_bitnet import _native
 from sparse_bitnet.checkpoint.directory import check_directory
 from sparse_bitnet.engine.architecture import ATTENTION, Architecture, end_tokens
+from sparse_bitnet.engine.batch import CHUNK, Batch
 from sparse_bitnet.engine.sampling import Sampling
 from sparse_bitnet.engine.weights import StoredTensors
 from sparse_bitnet.kernels.packed_linear.cpu_native import CPU_VARIABLE, DTYPES, FORMATS, instruction_set_number
 
 Head = Literal["int8", "stored"]
-CHUNK = 256  # tokens of a prompt that go through the model at a time: what is between layers stays in caches
 ROW_STEP = 64  # the rows of an int8 head are filled up to a multiple of this
 
 Projection = tuple[int, int, int, int, int, int, int]
@@ -59,10 +58,10 @@ class Decoder:
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """[T, V] fp32 of every token of one sequence."""
-        self._check(ids, 0)
-        cache, rows = self._cache(len(ids)), []
+        self.check(ids, 0)
+        cache, rows = self.new_cache(len(ids)), []
         for start in range(0, len(ids), CHUNK):
-            rows.append(self._forward([cache], [list(ids[start : start + CHUNK])], every=True))
+            rows.append(self.forward([cache], [list(ids[start : start + CHUNK])], every=True))
         return torch.cat(rows)
 
     def generate(
@@ -78,47 +77,29 @@ class Decoder:
         a prompt that is empty, holds a token that is not in the vocabulary, or leaves no room for the new ones.
         """
         for prompt in prompts:
-            self._check(prompt, max_new_tokens)
-        return self._generate([list(prompt) for prompt in prompts], max_new_tokens, sampling or Sampling(), stop)
+            self.check(prompt, max_new_tokens)
+        return self._generate(prompts, max_new_tokens, sampling or Sampling(), stop)
 
     def _generate(
-        self, texts: list[list[int]], max_new_tokens: int, sampling: Sampling, stop: Collection[int]
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, sampling: Sampling, stop: Collection[int]
     ) -> Iterator[tuple[int, int]]:
-        ends = [len(text) + max_new_tokens for text in texts]
-        random = [Random(sampling.seed) for _ in texts]
-        caches = [self._cache(end) for end in ends]
-        last = {number: self._prefill(caches[number], text) for number, text in enumerate(texts) if max_new_tokens}
-        while last:
-            for number, logits in list(last.items()):
-                token = self._sample(logits, texts[number], sampling, random[number])
-                texts[number].append(token)
-                if token in stop or len(texts[number]) == ends[number]:
-                    del last[number]
-                yield number, token
-            if last:
-                rows = self._forward([caches[number] for number in last], [[texts[number][-1]] for number in last])
-                last = dict(zip(last, rows, strict=True))
+        batch = Batch(self)
+        numbers = {batch.add(prompt, max_new_tokens, sampling, stop): n for n, prompt in enumerate(prompts)}
+        while len(batch):
+            for writing, token in batch.step():
+                if isinstance(token, ValueError):
+                    raise token
+                yield numbers[writing], token
 
-    def _prefill(self, cache: _native.Cache, text: list[int]) -> Tensor:
-        """The logits after the last token of `text`, [V]."""
-        for start in range(0, len(text), CHUNK):
-            logits = self._forward([cache], [text[start : start + CHUNK]])
-        return logits[0]
-
-    def _sample(self, logits: Tensor, seen: list[int], sampling: Sampling, random: Random) -> int:
-        penalised = seen if sampling.repetition_penalty != 1 else []
-        return _native.sample(
-            logits.data_ptr(), len(logits), sampling.temperature, sampling.top_k, sampling.top_p,
-            sampling.repetition_penalty, penalised, random.random() if sampling.temperature else 0.0,
-        )  # fmt: skip
-
-    def _forward(self, caches: list[_native.Cache], tokens: list[list[int]], every: bool = False) -> Tensor:
+    def forward(self, caches: list[_native.Cache], tokens: list[list[int]], every: bool = False) -> Tensor:
+        """Go on by these tokens: logits [sequences, V] fp32 of the last of each, or [T, V] of every one."""
         rows = sum(map(len, tokens)) if every else len(tokens)
         logits = torch.empty(rows, self.architecture.vocabulary)
         _native.forward(self._model, caches, tokens, every, logits.data_ptr(), self._set, self.threads)
         return logits
 
-    def _check(self, ids: Sequence[int], new: int) -> None:
+    def check(self, ids: Sequence[int], new: int) -> None:
+        """ValueError for a prompt that cannot be, or that leaves no room for `new` tokens."""
         context, vocabulary = self.architecture.context, self.architecture.vocabulary
         if len(ids) == 0:
             raise ValueError("the prompt is empty: give at least one token to go on from")
@@ -130,9 +111,10 @@ class Decoder:
 
     def cache_bytes(self, tokens: int) -> int:
         """What keys and values of a sequence of so many tokens take."""
-        return self._cache(tokens).bytes
+        return self.new_cache(tokens).bytes
 
-    def _cache(self, tokens: int) -> _native.Cache:
+    def new_cache(self, tokens: int) -> _native.Cache:
+        """Room for keys and values of so many tokens; ValueError where there is no memory."""
         try:
             return _native.Cache(self._model, tokens)
         except MemoryError:

@@ -171,7 +171,7 @@ def _add_tensors(
         target = names.get_name(name, (".weight", ".bias"))
         if target is None:
             raise ValueError(f"{name} has no place in llama.cpp's {config.model_type}: the model cannot be exported")
-        order = _rows_as_llama(config, layer) if config.model_type == "llama" else None
+        order = rows_as_llama(config, layer) if config.model_type == "llama" else None
         packed = ternary.get(layer)
         if isinstance(packed, PackedLinear) and kind == "weight":
             codes = packed.codes() if order is None else packed.codes()[order]
@@ -198,7 +198,7 @@ def _add_tensors(
     return counts, tuple(remarks)
 
 
-def _rows_as_llama(config: Any, layer: str) -> Tensor | None:
+def rows_as_llama(config: Any, layer: str) -> Tensor | None:
     """The order of rows of a query or key projection: llama.cpp turns neighbouring dimensions, transformers halves."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(layer.rpartition(".")[2])
     if heads is None:

@@ -17,6 +17,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from sparse_bitnet.checkpoint.directory import stored_tensor_names
 from sparse_bitnet.nn.experts import Experts
 from sparse_bitnet.nn.layer import LatentLayer, PackedLayer
+from sparse_bitnet.nn.packed_linear import check_stored
 from sparse_bitnet.nn.stored_settings import LATENT, QUANT_METHOD, StoredSettings, named_layers
 from sparse_bitnet.nn.swap import exchange_for_loading, unpack_to_linear
 
@@ -55,7 +56,7 @@ class SparseBitNetQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         for name, layer in named_layers(model):
             if isinstance(layer, PackedLayer):
-                _check_values(name, layer)
+                check_stored(name, layer.weight, layer.weight_scale, layer.format)
         return model
 
     def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
@@ -67,10 +68,12 @@ class SparseBitNetQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        return self.settings.format == LATENT
+        """With adapters: gradients pass through packed layers too."""
+        return True
 
     @property
     def is_qat_trainable(self) -> bool:
+        """Without adapters."""
         return self.settings.format == LATENT
 
     @property
@@ -96,12 +99,3 @@ def _check_tensors_present(model: nn.Module, checkpoint_files: list[str]) -> Non
 def _is_stored(name: str, stored: set[str], prefix: str) -> bool:
     """Whether the tensor is there, be it that the model or the checkpoint is the base model alone."""
     return not stored.isdisjoint((name, prefix + name, name.removeprefix(prefix)))
-
-
-def _check_values(name: str, layer: PackedLayer) -> None:
-    if not bool(torch.isfinite(layer.weight_scale).all() and (layer.weight_scale > 0).all()):
-        raise ValueError(f"{name}.weight_scale is not a positive number: the checkpoint is damaged, convert it again")
-    if layer.format.has_invalid_codes(layer.weight):
-        raise ValueError(
-            f"{name}.weight is not of format {layer.format.name}: the checkpoint is damaged, convert it again"
-        )

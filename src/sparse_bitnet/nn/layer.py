@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sparse_bitnet.formats import Format, choose_format
 from sparse_bitnet.kernels import effective_weight as op
-from sparse_bitnet.numerics.ternary import Parts, quantize_weight
+from sparse_bitnet.numerics.ternary import Parts, add_residual, quantize_weight
 from sparse_bitnet.recipe import Recipe
 
 LARGEST_SCALE = float(torch.finfo(torch.float16).max)
@@ -32,14 +32,24 @@ class LatentLayer:
     step_weight: Tensor | None = None  # [..., O, I] in that dtype
     step_version: int = -1  # of the latent weight that it was made from
 
+    residual: Tensor | None = None  # [] fp32, share of the latent weight that training adds, see swap.set_residual
+
     def effective_weight(self, dtype: torch.dtype, training: bool) -> Tensor:
         """What multiplies, [..., O, I] in `dtype`, with the recipe's gradient to the latent weight."""
-        if self.step_weight is not None and self.uses_step_weight(dtype, training):
-            return op.with_latent_gradient(self.step_weight, self.weight, self.recipe, self.parts)
-        return op.effective_weight(self.weight, self.recipe, self.parts, dtype)
+        if self.step_weight is not None and self._has_step(dtype, training):
+            weight = op.with_latent_gradient(self.step_weight, self.weight, self.recipe, self.parts)
+        else:
+            weight = op.effective_weight(self.weight, self.recipe, self.parts, dtype)
+        return weight if self.residual is None or not training else add_residual(weight, self.weight, self.residual)
 
-    def uses_step_weight(self, dtype: torch.dtype, training: bool) -> bool:
-        """Whether this forward pass takes what was made at the beginning of the optimizer step."""
+    def uses_codes_of_step(self, dtype: torch.dtype, training: bool) -> bool:
+        """Whether this forward pass multiplies with just the codes made at the beginning of the optimizer step.
+
+        With a residual the weight is not one of codes.
+        """
+        return self.residual is None and self._has_step(dtype, training)
+
+    def _has_step(self, dtype: torch.dtype, training: bool) -> bool:
         if not training or self.step_dtype != dtype:
             return False
         return torch.compiler.is_compiling() or self.weight._version == self.step_version
@@ -57,6 +67,11 @@ class LatentLayer:
         """
         if not bool(torch.isfinite(self.weight).all()):
             raise ValueError(f"{name}: the weight holds NaN or infinity and cannot be packed")
+        if self.residual is not None:
+            raise ValueError(
+                f"{name}: it trains with {float(self.residual):.3g} of its latent weight added, which codes do not "
+                f"hold: train until that is 0, or call set_residual(model, 0)"
+            )
         layout = choose_format(self.recipe, format)
         codes, scale = self.quantize_weight()
         if float(scale.max()) > LARGEST_SCALE:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_bitnet.formats import choose_format
+from sparse_bitnet.formats import Format, choose_format
 from sparse_bitnet.kernels.packed_linear import PackedLayout, packed_linear
 from sparse_bitnet.nn.layer import Fp32Scales, PackedLayer
 from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
@@ -20,7 +20,7 @@ from sparse_bitnet.recipe import Recipe
 
 
 class PackedLinear(PackedLayer, Fp32Scales):
-    """A linear layer over packed codes; not trainable.
+    """A linear layer over packed codes; not trainable, but gradients pass through it to layers below.
 
     weight        [O, B] uint8, codes in `format`. The usual name, so that a reader that does not know the format
                   stops at the wrong shape and dtype instead of going on with random weights
@@ -97,3 +97,11 @@ class PackedLinear(PackedLayer, Fp32Scales):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"format={self.format.name}, pattern={self.recipe.pattern}, values={self.recipe.values}"
         )
+
+
+def check_stored(name: str, weight: Tensor, scale: Tensor, format: Format) -> None:
+    """ValueError where tensors that were read, [..., O, B] uint8 and [..., P] fp32, are not what `pack` writes."""
+    if not bool(torch.isfinite(scale).all() and (scale > 0).all()):
+        raise ValueError(f"{name}.weight_scale is not a positive number: the checkpoint is damaged, convert it again")
+    if format.has_invalid_codes(weight):
+        raise ValueError(f"{name}.weight is not of format {format.name}: the checkpoint is damaged, convert it again")

@@ -56,9 +56,8 @@ class SparseBitLinear(LatentLayer, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         dtype = product_dtype(self.weight, input)
         fragments, row_scale = self.step_fragments, self.step_row_scale
-        if fragments is not None and row_scale is not None and self.uses_step_weight(dtype, self.training):
-            made = fragments, row_scale
-            return sparse_linear(input, self.weight, *made, self.bias, self.recipe, self.parts, dtype)
+        if fragments is not None and row_scale is not None and self.uses_codes_of_step(dtype, self.training):
+            return sparse_linear(input, self.weight, fragments, row_scale, self.bias, self.recipe, self.parts, dtype)
         weight = self.effective_weight(dtype, self.training)
         return F.linear(fake_quantize_activation(input, self.recipe.activations, dtype), weight, self.bias)
 

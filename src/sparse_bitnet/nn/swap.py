@@ -8,7 +8,8 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from sparse_bitnet.nn.experts import (
     GATE_UP,
@@ -27,6 +28,7 @@ from sparse_bitnet.numerics.ternary import Parts
 from sparse_bitnet.recipe import NMPattern, Recipe
 
 LM_HEAD = "lm_head"
+NOT_PREPARED = "the model has no trainable sparse ternary layers: call prepare(model, recipe) first"
 ROUTER_SEGMENTS = {"router", "gate", "shared_expert_gate"}
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -89,6 +91,30 @@ def set_pattern(model: nn.Module, pattern: NMPattern | str) -> None:
 def set_recipe(model: nn.Module, recipe: Recipe) -> None:
     """Give every trainable layer another recipe; ValueError, nothing changed, where a width does not divide."""
     _set_recipes(model, lambda before: recipe)
+
+
+def set_residual(model: nn.Module, share: float) -> None:
+    """Have every trainable layer add `share` of its latent weight to its effective weight, in training mode alone.
+
+    For a share that falls to 0 in the course of training (see `training.schedules.ResidualSchedule`); at 0 the layers
+    are what they were without. ValueError for a negative share, or where there are no such layers. (arXiv 2601.07892)
+    """
+    layers = [layer for _, layer in named_layers(model) if isinstance(layer, LatentLayer)]
+    if not layers:
+        raise ValueError(NOT_PREPARED)
+    if share < 0:
+        raise ValueError(f"residual={share} is negative: it is a share of the latent weight that is added")
+    found: dict[torch.device, Tensor] = {}
+    for layer in layers:
+        device = layer.weight.device
+        if share == 0:
+            layer.residual = None
+        elif device in found:
+            layer.residual = found[device]
+        elif layer.residual is not None and layer.residual.device == device:
+            found[device] = layer.residual.fill_(share)  # in place: compiled code stays as it is
+        else:
+            layer.residual = found[device] = torch.tensor(share, device=device)
 
 
 def convert(model: Model, format: str = "auto") -> Model:
@@ -197,7 +223,7 @@ def _warn_of_unmatched(model: nn.Module, entries: Sequence[str]) -> None:
 def _set_recipes(model: nn.Module, change: Callable[[Recipe], Recipe]) -> None:
     layers = {name: layer for name, layer in named_layers(model) if isinstance(layer, LatentLayer)}
     if not layers:
-        raise ValueError("the model has no trainable sparse ternary layers: call prepare(model, recipe) first")
+        raise ValueError(NOT_PREPARED)
     recipes = {name: change(layer.recipe) for name, layer in layers.items()}
     for name, layer in layers.items():
         recipes[name].pattern.check_width(layer.in_features, name)

@@ -95,6 +95,17 @@ def effective_weight(weight: Tensor, recipe: Recipe, parts: Parts, dtype: torch.
     return dequantize_weight(codes, scale, parts, dtype)
 
 
+def add_residual(effective: Tensor, weight: Tensor, share: Tensor) -> Tensor:
+    """Effective weight [..., O, I] + share [] fp32 x latent weight, in the dtype of the effective weight.
+
+    An annealed residual of training ("Arenas", arXiv 2601.07892, equation 7, on the weight instead of the product: with
+    one activation the two are the same). Its gradient is its own, share x the incoming one, masked weights included,
+    beside the straight-through one. Ternary alone, all weights of one code meet the activations alike, and so do their
+    gradients; the residual tells them apart while it lasts.
+    """
+    return (effective.float() + share * weight.float()).to(effective.dtype)
+
+
 def _sums_by_part(weight: Tensor, parts: Parts) -> tuple[Tensor, Tensor | int]:
     """Sum of |weight| [..., P] fp64 and the number of weights in each part."""
     height, width = weight.shape[-2:]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
@@ -13,15 +12,15 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sparse_bitnet.checkpoint.directory import write_text
 from sparse_bitnet.nn.layer import LatentLayer
 from sparse_bitnet.nn.sparse_forward import Shape
 from sparse_bitnet.nn.step_weights import StepWeights
 from sparse_bitnet.nn.stored_settings import named_layers
-from sparse_bitnet.nn.swap import set_pattern
+from sparse_bitnet.nn.swap import set_pattern, set_residual
 from sparse_bitnet.recipe import NMPattern, Recipe
-from sparse_bitnet.training.monitors import MaskMonitor, non_finite_tensors
-from sparse_bitnet.training.schedules import PatternSchedule, falling_share
+from sparse_bitnet.training.monitors import MaskMonitor, non_finite_tensors, weight_histograms
+from sparse_bitnet.training.run_log import append_line, drop_steps_after, is_histogram_due
+from sparse_bitnet.training.schedules import PatternSchedule, ResidualSchedule, falling_share
 from sparse_bitnet.training.sharding import whole_tensor
 
 INITIAL_DECAY = "initial_weight_decay"
@@ -37,9 +36,12 @@ class SparseBitNetCallback(TrainerCallback):
 
     schedule            the pattern of every step; None leaves the pattern alone
     weight_decay_until  share of the steps at which the weight decay, falling in a line, has reached 0; None keeps it
-    metrics_file        JSON lines, one a log event, with the readings of every layer
+    metrics_file        JSON lines, one a log event, with the readings of every layer; validation losses between them
+    histograms_file     JSON lines, 17 in a run, with the histograms of the latent weights of every layer
     sparse_shapes       picks, from the shapes [O, I] of the layers, those whose forward products run on sparse tensor
                         cores; asked once for each pattern of the schedule; None picks none
+    residual            how much of the latent weight is added at every step (see `set_residual`); products run dense
+                        while there is some. None adds nothing
 
     The layers' effective weights are made once an optimizer step (see `StepWeights`). With each log event the callback
     adds `pattern`, `flip_rate`, `zeros`, `zeros_natural`, `zeros_masked` and `polarisation` (see `LayerReading`) to the
@@ -54,12 +56,16 @@ class SparseBitNetCallback(TrainerCallback):
         schedule: PatternSchedule | None = None,
         weight_decay_until: float | None = None,
         metrics_file: Path | str | None = None,
+        histograms_file: Path | str | None = None,
         sparse_shapes: Callable[[Collection[Shape], Recipe], Collection[Shape]] | None = None,
+        residual: ResidualSchedule | None = None,
     ) -> None:
         self.schedule = schedule
         self.weight_decay_until = weight_decay_until
         self.metrics_file = None if metrics_file is None else Path(metrics_file)
+        self.histograms_file = None if histograms_file is None else Path(histograms_file)
         self.sparse_shapes = sparse_shapes
+        self.residual = residual
         self.monitor = MaskMonitor()
         self._step_weights: StepWeights | None = None
         self._shapes_by_pattern: dict[NMPattern, Collection[Shape]] = {}
@@ -74,13 +80,18 @@ class SparseBitNetCallback(TrainerCallback):
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         self._step_weights = StepWeights(kwargs["model"], dtype)
         self._choose_sparse_shapes(kwargs["model"], self._step_weights)
-        if self.metrics_file is not None and state.is_world_process_zero:
-            _drop_steps_after(self.metrics_file, state.global_step)
+        for file in (self.metrics_file, self.histograms_file):
+            if file is not None and state.is_world_process_zero:
+                drop_steps_after(file, state.global_step)
+        if state.global_step == 0:
+            self._write_histograms(kwargs["model"], state)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._set_pattern(kwargs["model"], state)
+        if self.residual is not None:
+            set_residual(kwargs["model"], self.residual.share_at(state.global_step, state.max_steps))
         if self.weight_decay_until is not None:
             share = falling_share(state.global_step, state.max_steps, self.weight_decay_until)
             for group in _groups(kwargs["optimizer"]):
@@ -93,6 +104,8 @@ class SparseBitNetCallback(TrainerCallback):
     ) -> None:
         if self._step_weights is not None:
             self._step_weights.release()
+        if self.residual is not None:  # a schedule that lasts to the last step ends here
+            set_residual(kwargs["model"], self.residual.share_at(state.global_step, state.max_steps))
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -111,6 +124,8 @@ class SparseBitNetCallback(TrainerCallback):
             bad = non_finite_tensors(kwargs["model"])
             if bad:
                 raise TrainingDiverged(f"step {state.global_step}: {bad[0]} holds NaN or infinity. {REMEDY}")
+        if is_histogram_due(state.global_step, state.max_steps):
+            self._write_histograms(kwargs["model"], state)
 
     def on_log(
         self,
@@ -121,6 +136,8 @@ class SparseBitNetCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if logs is None or "loss" not in logs:
+            if logs is not None and "eval_loss" in logs:
+                self._write_metrics(state, logs)
             return
         if not math.isfinite(logs["loss"]):
             raise TrainingDiverged(f"step {state.global_step}: the loss is {logs['loss']}. {REMEDY}")
@@ -132,14 +149,20 @@ class SparseBitNetCallback(TrainerCallback):
         logs.update(readings)
         if state.log_history:
             state.log_history[-1].update(readings)
+        self._write_metrics(state, {**logs, "layers": {name: asdict(layer) for name, layer in layers.items()}})
+
+    def _write_metrics(self, state: TrainerState, values: dict[str, Any]) -> None:
         if self.metrics_file is not None and state.is_world_process_zero:
-            line = {
-                "step": state.global_step,
-                **logs,
-                "layers": {name: asdict(layer) for name, layer in layers.items()},
-            }
-            with self.metrics_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append_line(self.metrics_file, state.global_step, values)
+
+    def _write_histograms(self, model: nn.Module, state: TrainerState) -> None:
+        if self.histograms_file is None:
+            return
+        layers = weight_histograms(model)  # on every process: they gather what is split
+        recipe = next((layer.recipe for _, layer in named_layers(model)), None)
+        if recipe is not None and state.is_world_process_zero:
+            about = {"pattern": str(recipe.pattern), "values": recipe.values}
+            append_line(self.histograms_file, state.global_step, {**about, "layers": layers})
 
     def _set_pattern(self, model: nn.Module, state: TrainerState) -> None:
         if self.schedule is None:
@@ -170,11 +193,3 @@ def looks_for_nan(state: TrainerState, device: torch.device) -> bool:
 
 def _groups(optimizer: torch.optim.Optimizer | None) -> list[dict[str, Any]]:
     return optimizer.param_groups if optimizer is not None else []
-
-
-def _drop_steps_after(file: Path, step: int) -> None:
-    """Keep the lines up to `step`: what came after the checkpoint is about to be done again."""
-    if file.exists():
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        write_text(file, "".join(kept))

@@ -11,7 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from sparse_bitnet.corpus.documents import TextSource
 from sparse_bitnet.recipe import Activations, Gradient, MaskFrom, NMPattern, Order, Recipe, Values
-from sparse_bitnet.training.schedules import PatternSchedule, dense_to_sparse, gradual, sparse_from_start
+from sparse_bitnet.training.schedules import (
+    PatternSchedule,
+    ResidualSchedule,
+    dense_to_sparse,
+    gradual,
+    sparse_from_start,
+)
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
@@ -49,11 +55,20 @@ class RecipeSettings(Settings):
 
 
 class ScheduleSettings(Settings):
-    """sparse: the pattern throughout; dense-to-sparse: from the share `at`; gradual: `patterns`, the last from `at`."""
+    """sparse: the pattern throughout; dense-to-sparse: from the share `at`; gradual: `patterns`, the last from `at`.
+
+    `residual` is the peak of a `ResidualSchedule`, 0 for none.
+    """
 
     kind: Literal["sparse", "dense-to-sparse", "gradual"] = "sparse"
     at: Share = 0.5
     patterns: list[str] = []
+    residual: Annotated[float, Field(ge=0)] = 0.0
+    residual_warmup: Share = 0.1
+    residual_until: Annotated[float, Field(gt=0, le=1)] = 0.9
+
+    def residual_schedule(self) -> ResidualSchedule | None:
+        return ResidualSchedule(self.residual, self.residual_warmup, self.residual_until) if self.residual else None
 
     def schedule(self, pattern: NMPattern) -> PatternSchedule:
         if self.kind == "gradual":
@@ -129,6 +144,10 @@ class TrainConfig(Settings):
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         self.pattern_schedule()
+        if self.schedule.residual_schedule() is not None and self.recipe.values == "full":
+            raise ValueError(
+                f"schedule.residual={self.schedule.residual} needs quantised values: recipe.values is full"
+            )
         return self
 
     def pattern_schedule(self) -> PatternSchedule:

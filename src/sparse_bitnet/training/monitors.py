@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from sparse_bitnet.nn.layer import LatentLayer
 from sparse_bitnet.nn.stored_settings import named_layers
-from sparse_bitnet.numerics.ternary import absmean_scale, scale_by_row, ternary_codes, weight_mask
+from sparse_bitnet.numerics.ternary import absmean_scale, quantize_weight, scale_by_row, ternary_codes, weight_mask
+from sparse_bitnet.training.run_log import HISTOGRAM_BINS, HISTOGRAM_REACH
 from sparse_bitnet.training.sharding import whole_tensor
 
 VALLEY = (0.25, 0.75)  # |weight| / scale around the rounding threshold of 0.5
@@ -73,6 +74,29 @@ class MaskMonitor:
             zeros_masked=_share(~mask & ~zero),
             polarisation=1 - _share((ratio > VALLEY[0]) & (ratio < VALLEY[1])),
         )
+
+
+@torch.no_grad()
+def weight_histograms(model: nn.Module) -> dict[str, dict[str, list[int]]]:
+    """By layer, how many latent weights / scale lie in each bin (see run_log.py), kept by the mask and masked.
+
+    For `values="full"`, which has no scale, in units of the mean magnitude.
+    """
+    layers = {name: layer for name, layer in named_layers(model) if isinstance(layer, LatentLayer)}
+    return {name: _layer_histograms(layer) for name, layer in layers.items()}
+
+
+def _layer_histograms(layer: LatentLayer) -> dict[str, list[int]]:
+    weight, full = whole_tensor(layer.weight.detach()), layer.recipe.values == "full"
+    scale = absmean_scale(weight, layer.parts) if full else quantize_weight(weight, layer.recipe, layer.parts)[1]
+    ratio = weight.float() / scale_by_row(scale, layer.parts, layer.out_features)
+    ratio = ratio.clamp_(-HISTOGRAM_REACH, HISTOGRAM_REACH)
+    mask = weight_mask(weight, layer.recipe, layer.parts)
+    return {"kept": _counts(ratio[mask]), "masked": _counts(ratio[~mask])}
+
+
+def _counts(ratio: Tensor) -> list[int]:
+    return torch.histc(ratio, HISTOGRAM_BINS, -HISTOGRAM_REACH, HISTOGRAM_REACH).long().tolist()
 
 
 def non_finite_tensors(model: nn.Module) -> list[str]:

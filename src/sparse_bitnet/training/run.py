@@ -33,11 +33,16 @@ from sparse_bitnet.training.processes import (
     is_first_process,
     join_processes,
 )
+from sparse_bitnet.training.run_log import (
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    HISTOGRAMS_FILE,
+    METRICS_FILE,
+    MODEL,
+    TOKENS,
+)
 from sparse_bitnet.training.sparse_forward import SparseForward
 from sparse_bitnet.training.trainer import Trainer, checkpoint_damage, checkpoints, newest_checkpoint
-
-MODEL, TOKENS = "model", "tokens"  # below output_dir, beside the checkpoints
-CONFIG_FILE, METRICS_FILE, ENVIRONMENT_FILE = "config.yaml", "metrics.jsonl", "env.json"
 
 
 @dataclass(frozen=True)
@@ -176,6 +181,8 @@ def _trainer(
         schedule=config.pattern_schedule(),
         weight_decay_until=settings.weight_decay_until if quantised else None,
         metrics_file=root / METRICS_FILE,
+        histograms_file=root / HISTOGRAMS_FILE,
+        residual=config.schedule.residual_schedule(),
         sparse_shapes=SparseForward(
             settings.sparse_forward,
             tokens=settings.batch_size * settings.block_size,

@@ -1,8 +1,9 @@
-"""Which pattern trains when, and how the weight decay falls: pure functions of the share of steps done."""
+"""Which pattern trains when, how weight decay and residual fall: pure functions of the share of steps done."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 from sparse_bitnet.recipe import NMPattern
@@ -24,6 +25,40 @@ class PatternSchedule:
     def pattern_at(self, step: int, steps: int) -> NMPattern:
         """The pattern of optimizer step `step`, counted from 0, out of `steps`."""
         return [pattern for start, pattern in self.stages if step >= start * steps][-1]
+
+
+@dataclass(frozen=True)
+class ResidualSchedule:
+    """How much of the latent weight is added to the effective one: up in a line, down in half a cosine, then none.
+
+    peak    the share at the top; 1 in the authors' code
+    warmup  share of the steps at which it is reached
+    until   share of the steps from which there is none: what trains from there on is what is exported. The authors'
+            code ends with the last step
+
+    (arXiv 2601.07892, "Arenas")
+    """
+
+    peak: float = 1.0
+    warmup: float = 0.1
+    until: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.peak < 0:
+            raise ValueError(f"the peak of a residual is a share of the latent weight, not {self.peak}")
+        if not 0 <= self.warmup < self.until <= 1:
+            raise ValueError(
+                f"a residual rises until {self.warmup} of the steps and ends at {self.until}: not in order"
+            )
+
+    def share_at(self, step: int, steps: int) -> float:
+        """The share at optimizer step `step`, counted from 0, out of `steps`."""
+        done = step / steps
+        if done >= self.until:
+            return 0.0
+        if done < self.warmup:
+            return self.peak * min(1.0, (step + 1) / (self.warmup * steps))
+        return self.peak * (1 + math.cos(math.pi * (done - self.warmup) / (self.until - self.warmup))) / 2
 
 
 def sparse_from_start(pattern: NMPattern) -> PatternSchedule:

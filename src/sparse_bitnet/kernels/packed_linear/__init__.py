@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sparse_bitnet.kernels.dispatch import Backend, Operator
+from sparse_bitnet.kernels.packed_linear.gradient import backward, keep_for_backward
 from sparse_bitnet.numerics.ternary import Parts
 from sparse_bitnet.recipe import Activations
 
@@ -35,7 +36,10 @@ class PackedLayout:
 
 
 def packed_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, layout: PackedLayout) -> Tensor:
-    """x [..., I] float, weight [O, B] uint8, scale [P] fp32, bias [O] -> y [..., O] in x's dtype. Inference only."""
+    """x [..., I] float, weight [O, B] uint8, scale [P] fp32, bias [O] -> y [..., O] in x's dtype.
+
+    Gradients reach x, straight through its rounding, and bias; weight and scale are constants.
+    """
     return _packed_linear(
         x, weight, scale, bias, layout.format, layout.in_features, layout.activations, list(layout.parts)
     )
@@ -67,6 +71,9 @@ def _(
     parts: list[int],
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+_packed_linear.register_autograd(backward, setup_context=keep_for_backward)
 
 
 @lru_cache(maxsize=1024)

@@ -1,0 +1,143 @@
+"""The sections of the report that are no tables of results, each a function of them."""
+
+from __future__ import annotations
+
+from experiments.degradation import by_pattern, degradations
+from experiments.results import Results
+from experiments.settings import SHAPES, Scale
+from experiments.tables import (
+    MAKE,
+    PATTERNS,
+    SWEPT,
+    TABLES,
+    chosen_rate,
+    missing,
+    sweep,
+    swept_loss,
+)  # fmt: skip
+from experiments.wording import NAMES, NOT_YET, table, values_of
+
+LEVEL = 0.05
+
+
+def heading(scale: Scale, results: Results) -> str:
+    found = list(results.found.values())
+    hardware = sorted({gpu for result in found for gpu in result["gpus"]} or {result["cpu"] for result in found})
+    commits = sorted({str(result["commit"]) for result in found})
+    left = len(missing(scale, results, list(TABLES)))
+    made = f"{len(found)} runs on {', '.join(hardware)}, of commit {', '.join(commits)}." if found else "No runs yet."
+    return f"""# Does the paper hold?
+
+The tables of arXiv 2603.05168, re-run at a scale that one GPU has done in minutes, with seeds and intervals. Made by
+`python -m experiments.report` from `experiments/results/runs/`; nothing here is typed. {made} Of the runs that the
+tables ask for as far as is known now, {left} are missing."""
+
+
+def in_short(scale: Scale, results: Results) -> str:
+    size = scale.sizes[0]
+    rows = [row for row in degradations(scale, results, size, PATTERNS) if row.comparison is not None]
+    if not rows:
+        return f"## In short\n\nTable A is {NOT_YET}."
+    told = []
+    for row in rows:
+        assert row.comparison is not None and row.p is not None
+        if row.p < LEVEL:
+            verdict = "smaller for ternary"
+        elif row.comparison.high < 1:
+            verdict = "larger for ternary"
+        else:
+            verdict = "no difference can be told"
+        told.append([row.pattern, *(values_of(row.ratios[values]) for values in MAKE), verdict])
+    yes = [row[0] for row in told if row[-1].startswith("smaller")]
+    no = [row[0] for row in told if row[-1].startswith("larger")]
+    claim = f"The degradation by sparsity is smaller for ternary weights at {', '.join(yes) or 'no pattern'}"
+    claim += f" and larger at {', '.join(no)}" if no else ""
+    seeds = min(len(row.ratios[values]) for row in rows for values in MAKE)
+    return f"""## In short
+
+{claim}, of {len(rows)} patterns at {size} weights and {scale.tokens_a_weight[0]:g} tokens a weight (at least {seeds}
+seeds; one-sided Welch test of the logarithms, p below {LEVEL} after Holm's correction).
+
+{table(["perplexity over dense", "BF16", "ternary", "degradation"], told)}"""
+
+
+def method(scale: Scale, results: Results) -> str:
+    rows = []
+    for size, ratio in zip(scale.sizes, scale.tokens_a_weight, strict=True):
+        shape, tokens = SHAPES[size], scale.tokens(size)
+        rows.append(
+            [
+                size,
+                f"{shape.layers} layers, {shape.hidden} wide, FFN {shape.ffn}",
+                f"{shape.weights / 1e6:.2f} M",
+                f"{shape.vocabulary * shape.hidden / 1e6:.2f} M",
+                f"{tokens / 1e6:.0f} M, {ratio:g} a weight",
+            ]
+        )
+    return f"""## Set-up
+
+Qwen2 models trained from scratch on novels (16 k BPE made on them; text of other authors for validation and test),
+sequences of {scale.sequence} tokens, {scale.batch} a step; AdamW 0.9 / 0.95, {scale.warmup_steps} steps of warm-up,
+cosine to a thirtieth, clip 1.0, weight decay 0.1, which falls to 0 by the middle of the steps where values are
+quantised, as the authors have it. bf16 arithmetic over fp32 masters. BF16 is the same layer without quantisation of
+weights and activations, with the same mask. Embedding and head are tied and stay as they are. Tables tell the test
+perplexity of the last step (windows of {scale.sequence} tokens, fp32), mean ± standard deviation over seeds
+{", ".join(map(str, scale.seeds))}. A seed sets initial weights and the order of the data, for every precision and
+pattern alike; "over dense" divides by the dense model of the same precision and seed.
+
+{table(["size", "shape", "linear weights", "embedding", "training tokens"], rows)}"""
+
+
+def learning_rates(scale: Scale, results: Results) -> str:
+    rows = []
+    for values, name in NAMES.items():
+        chosen = chosen_rate(scale, results, values)
+        runs = [run for run in sweep(scale, results) if run.recipe.values == values]
+        for rate in sorted({run.learning_rate for run in runs}):
+            each = {
+                str(run.recipe.pattern): results.perplexity(run, "valid") for run in runs if run.learning_rate == rate
+            }
+            loss = swept_loss(scale, results, values, rate)
+            rows.append(
+                [
+                    name,
+                    f"{rate:g}",
+                    *(NOT_YET if each[pattern] is None else f"{each[pattern]:.2f}" for pattern in SWEPT),
+                    NOT_YET if loss is None else f"{loss:.4f}",
+                    "chosen" if rate == chosen else "",
+                ]
+            )
+    return f"""## Learning rates
+
+Each precision has its own, chosen by the same rule: the lowest validation loss, mean of dense and 6:8, at
+{scale.sizes[0]} and full length, with a seed ({scale.sweep_seed}) that no table uses; where the best was the lowest
+or highest tried, the next was tried too. So all patterns of a precision share a rate that favours neither dense nor
+sparse. `sign` takes that of ternary. Larger models take it times their width's share of the smallest's: 1 / width,
+for both precisions.
+
+{table(["precision", "rate", *(f"validation perplexity {pattern}" for pattern in SWEPT), "mean loss", ""], rows)}"""
+
+
+def figures(drawn: dict[str, str]) -> str:
+    if not drawn:
+        return f"## Figures\n\n{NOT_YET[0].upper()}{NOT_YET[1:]}."
+    return "## Figures\n\n" + "\n\n".join(f"![{title}](figures/{file})\n\n{title}" for title, file in drawn.items())
+
+
+def limits(scale: Scale, results: Results) -> str:
+    small, large = scale.sizes[0], scale.sizes[-1]
+    seen = [value for values in MAKE for value in by_pattern(scale, results, small, values, "8:8").values()]
+    reached = f"{min(seen):.0f} to {max(seen):.0f}" if seen else NOT_YET
+    read = [result["corpus"]["tokens"]["train"] for result in results.found.values()]
+    times = (
+        f"{scale.tokens(small) / read[0]:.0f} to {scale.tokens(large) / read[0]:.0f} times" if read else "several times"
+    )
+    return f"""## What this cannot tell
+
+* Novels of one language stand for RefineWeb, and {scale.tokens(small) / 1e6:.0f} M to {scale.tokens(large) / 1e6:.0f} M
+  tokens of training for 50 B. Runs read the text {times} over; sparsity also regularises, which favours sparse models
+  the more often text is repeated.
+* Perplexities of dense models ({small}: {reached}) are far from the paper's 26, of another text and vocabulary, and
+  in models this small the embedding holds as many parameters as the layers that are made sparse, or more.
+* The paper's own sizes take 0.5 B parameters and 50 B tokens: 1.5e20 operations a run, about 100 hours of one H100 at
+  400 TFLOP/s; its first table, 14 runs of one seed, about 60 days of one such GPU."""

@@ -1,0 +1,128 @@
+"""A table is a list of runs. Where it depends on earlier results, as on the learning rate, it is a function of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import product
+
+from experiments.results import Results
+from experiments.settings import Run, Scale, full_precision, sign, ternary, turning_sparse
+
+PATTERNS = ("8:8", "7:8", "6:8", "5:8", "4:8", "3:8", "2:8")
+SWEPT = ("8:8", "6:8")
+ABLATED = ("6:8", "4:8")
+LARGER = ("8:8", "6:8", "4:8")
+ABLATIONS: dict[str, dict[str, str]] = {
+    "the paper's method": {},
+    "mask from the quantised weights": {"mask_from": "quantized"},
+    "mask-then-quant": {"order": "mask-then-quant"},
+    "masked gradient": {"gradient": "masked"},
+}
+TURNS = (0.25, 0.5, 0.75)
+SIGNS = (("8:8", 0.0), ("6:8", 0.0), ("3:4", 0.0), ("3:4", 1.0), ("2:4", 0.0))  # pattern, residual
+MORE_TERNARY = ("3:4", "2:4")
+NARROWEST, WIDEST = 2.5e-4, 6.4e-2
+"""Rates beyond which the sweep does not go, whatever the results."""
+
+MAKE = {"full": full_precision, "ternary": ternary}
+
+
+def sweep(scale: Scale, results: Results) -> list[Run]:
+    """Learning rates for each precision at the smallest size, dense and 6:8, one seed that no other table uses.
+
+    Both precisions get the rates of the scale. Where the best of one of them is the lowest or the highest so far, that
+    precision gets the next, half or twice as large, until the best one lies between two others.
+    """
+    runs = []
+    for values in MAKE:
+        rates = sorted(scale.rates)
+        while (best := _best_rate(scale, results, values, rates)) is not None:
+            if best == rates[0] and best / 2 >= NARROWEST:
+                rates.insert(0, best / 2)
+            elif best == rates[-1] and best * 2 <= WIDEST:
+                rates.append(best * 2)
+            else:
+                break
+        runs += [run for rate in rates for run in _swept(scale, values, rate)]
+    return runs
+
+
+def chosen_rate(scale: Scale, results: Results, values: str) -> float | None:
+    """The rate with the lowest validation loss, mean of dense and 6:8; None while the sweep is not done."""
+    runs = [run for run in sweep(scale, results) if run.recipe.values == values]
+    return _best_rate(scale, results, values, sorted({run.learning_rate for run in runs}))
+
+
+def swept_loss(scale: Scale, results: Results, values: str, rate: float) -> float | None:
+    """Validation loss, mean of the patterns that are swept; None where one is not run yet."""
+    found = [results.perplexity(run, "valid") for run in _swept(scale, values, rate)]
+    known = [perplexity for perplexity in found if perplexity is not None]
+    return sum(map(math.log, known)) / len(known) if len(known) == len(found) else None
+
+
+def claim(scale: Scale, results: Results) -> list[Run]:
+    """Table A: every pattern of 8, both precisions, at the smallest size."""
+    return _both(scale, results, scale.sizes[0], PATTERNS, scale.seeds)
+
+
+def larger(scale: Scale, results: Results) -> list[Run]:
+    """Table A at the larger sizes, the next one first."""
+    return [run for size in scale.sizes[1:] for run in _both(scale, results, size, LARGER, scale.seeds)]
+
+
+def ablations(scale: Scale, results: Results) -> list[Run]:
+    """Table B: one choice of the method changed at a time, and dense-to-sparse."""
+    rate, size = chosen_rate(scale, results, "ternary"), scale.sizes[0]
+    if rate is None:
+        return []
+    runs = []
+    for seed, pattern in product(scale.seeds, ABLATED):
+        runs += [ternary(scale, size, pattern, seed, rate, **change) for change in ABLATIONS.values()]
+        runs += [turning_sparse(scale, size, pattern, seed, rate, at) for at in TURNS]
+    return runs
+
+
+def frontier(scale: Scale, results: Results) -> list[Run]:
+    """Table C: patterns and values by the bits they cost; the ternary patterns of 8 are those of Table A."""
+    rate, size = chosen_rate(scale, results, "ternary"), scale.sizes[0]
+    if rate is None:
+        return []
+    runs = []
+    for seed in scale.seeds:
+        runs += [sign(scale, size, pattern, seed, rate, residual) for pattern, residual in SIGNS]
+        runs += [ternary(scale, size, pattern, seed, rate) for pattern in (*MORE_TERNARY, *PATTERNS)]
+    return runs
+
+
+TABLES: dict[str, Callable[[Scale, Results], list[Run]]] = {
+    "sweep": sweep, "claim": claim, "ablations": ablations, "frontier": frontier, "larger": larger,
+}  # fmt: skip
+"""In the order of their weight; all but the sweep wait for the rates that it finds."""
+
+
+def missing(scale: Scale, results: Results, names: list[str]) -> list[Run]:
+    """The runs of these tables that have no result, each once, in the order in which they are to be done."""
+    runs = [run for name in names for run in TABLES[name](scale, results)]
+    return [run for key, run in {run.key: run for run in runs}.items() if key not in results.found]
+
+
+def _both(scale: Scale, results: Results, size: str, patterns: tuple[str, ...], seeds: tuple[int, ...]) -> list[Run]:
+    """A whole seed before the next, so that what is cut short is still a table."""
+    rates = {values: chosen_rate(scale, results, values) for values in MAKE}
+    return [
+        MAKE[values](scale, size, pattern, seed, rate)
+        for seed, values, pattern in product(seeds, MAKE, patterns)
+        if (rate := rates[values]) is not None
+    ]
+
+
+def _swept(scale: Scale, values: str, rate: float) -> list[Run]:
+    return [MAKE[values](scale, scale.sizes[0], pattern, scale.sweep_seed, rate) for pattern in SWEPT]
+
+
+def _best_rate(scale: Scale, results: Results, values: str, rates: list[float]) -> float | None:
+    losses = {rate: swept_loss(scale, results, values, rate) for rate in rates}
+    if not losses or None in losses.values():
+        return None
+    return min(losses, key=lambda rate: losses[rate])  # type: ignore[arg-type, return-value]

@@ -1,0 +1,1 @@
+"""What runs did, side by side, as one HTML page and pictures."""

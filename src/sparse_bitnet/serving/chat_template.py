@@ -1,0 +1,38 @@
+"""A chat as one text, by the template that came with the model's tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from sparse_bitnet.serving.errors import Refusal
+from sparse_bitnet.serving.requests import ChatRequest
+
+
+def read_chat_template(file: Path | None, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The template in `file`, or else the tokenizer's own, None where it has none; ValueError for a file not read."""
+    if file is None:
+        return tokenizer.chat_template
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--chat-template {file} cannot be read: {error}") from error
+
+
+def chat_text(asked: ChatRequest, template: Any, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The messages up to where the assistant goes on; Refusal where there is no template or it takes no such chat."""
+    if template is None:
+        raise Refusal(
+            400, "the model's tokenizer has no chat template: use /v1/completions, or serve with --chat-template FILE"
+        )
+    try:
+        text = tokenizer.apply_chat_template(
+            [message.to_template() for message in asked.messages],
+            chat_template=template, tokenize=False, add_generation_prompt=True, **(asked.chat_template_kwargs or {}),
+        )  # fmt: skip
+    except (TemplateError, TypeError, ValueError) as error:
+        raise Refusal(400, f"the chat template refuses these messages: {error}", param="messages") from error
+    return str(text)
