@@ -16,7 +16,7 @@ import torch
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may reach for the network
 os.environ.setdefault("HF_DATASETS_CACHE", "/nonexistent")  # files are streamed, nothing is cached
 
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, Qwen3MoeConfig
 from transformers.utils import logging as transformers_logging
 
 from sparse_bitnet import Recipe, prepare
@@ -109,6 +109,32 @@ def trained_runs(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) ->
         ]  # fmt: skip
         train(load_config(None, [*settings, *overrides]))
     return [root / "sparse", root / "dense-first"]
+
+
+@pytest.fixture
+def mixture_model() -> Callable[..., PreTrainedModel]:
+    """Makes a Qwen3-MoE model of 2 layers, 64 wide, 2 of 4 experts a token, 32 wide; settings by keyword."""
+
+    def make(**settings: object) -> PreTrainedModel:
+        shape = {
+            "vocab_size": 320,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "moe_intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "max_position_embeddings": 128,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            "pad_token_id": 0,
+        }
+        return AutoModelForCausalLM.from_config(Qwen3MoeConfig(**(shape | settings)), dtype=torch.float32)
+
+    return make
 
 
 @pytest.fixture

@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM, GPTNeoXConfig, Phi3Config, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, GPTNeoXConfig, MixtralConfig, Phi3Config, PreTrainedModel
 
-from sparse_bitnet import PackedLinear, Recipe, SparseBitLinear, convert, prepare, set_pattern
+from sparse_bitnet import Recipe, convert, prepare, set_pattern
+from sparse_bitnet.engine.architecture import obstacle
+from sparse_bitnet.interop.gguf import export_gguf
+from sparse_bitnet.interop.hf_bitnet import export_hf_bitnet
+from sparse_bitnet.nn.layer import LatentLayer, PackedLayer
 from sparse_bitnet.nn.stored_settings import named_layers
 
 Make = Callable[..., PreTrainedModel]
@@ -29,9 +33,9 @@ def same_codes(one: PreTrainedModel, other: PreTrainedModel) -> bool:
     layers = dict(named_layers(other))
     for name, layer in named_layers(one):
         match layer, layers[name]:
-            case PackedLinear() as a, PackedLinear() as b:
+            case PackedLayer() as a, PackedLayer() as b:
                 same = torch.equal(a.weight, b.weight) and torch.equal(a.weight_scale, b.weight_scale)
-            case SparseBitLinear() as a, SparseBitLinear() as b:
+            case LatentLayer() as a, LatentLayer() as b:
                 same = torch.equal(a.weight, b.weight)
             case _:
                 same = False
@@ -203,3 +207,75 @@ def test_damaged_values_are_refused_by_name(
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=message):
         AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_mixture_opens_equal_with_its_experts(mixture_model: Make, tmp_path: Path, kind: str, packed: bool) -> None:
+    mixtral = MixtralConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, pad_token_id=0,
+    )  # fmt: skip
+    model = mixture_model() if kind == "qwen3_moe" else AutoModelForCausalLM.from_config(mixtral, dtype=torch.float32)
+    prepare(model, Recipe("2:4"))
+    names = set(load_file(save(model, tmp_path / "latent") / "model.safetensors"))
+    dense = set(
+        load_file(save(AutoModelForCausalLM.from_config(model.config), tmp_path / "dense") / "model.safetensors")
+    )
+    assert names == dense  # the usual ones, expert by expert
+    if packed:
+        save(convert(model), tmp_path / "packed", max_shard_size="20KB")
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / ("packed" if packed else "latent"))
+    assert {type(module).__name__ for module in opened.modules()} & {"SparseBitExperts", "PackedExperts"}
+    assert same_codes(model, opened)
+    assert torch.equal(model(IDS).logits, opened(IDS).logits)
+    again = AutoModelForCausalLM.from_pretrained(save(opened, tmp_path / "again"))
+    assert same_codes(model, again)
+    if not packed:
+        opened(IDS, labels=IDS).loss.backward()
+        assert bool(opened.model.layers[0].mlp.experts.down_proj.grad.any())
+
+
+def test_experts_that_were_left_dense_stay_dense(mixture_model: Make, tmp_path: Path) -> None:
+    model = convert(prepare(mixture_model(), Recipe(), ignore=["lm_head", "layers.1.mlp.experts"]))
+    opened = AutoModelForCausalLM.from_pretrained(save(model, tmp_path))
+    kinds = [type(layer.mlp.experts).__name__ for layer in opened.model.layers]
+    assert kinds == ["PackedExperts", "Qwen3MoeExperts"]
+    assert torch.equal(model(IDS).logits, opened(IDS).logits)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        ("experts.down_proj_scale", r"layers.1.mlp.experts.down_proj_scale is missing"),
+        ("experts.2.up_proj.weight", r"layers.1.mlp.experts.2.up_proj.weight is missing"),
+    ],
+)
+def test_a_missing_tensor_of_the_experts_is_refused(
+    mixture_model: Make, tmp_path: Path, tensor: str, message: str
+) -> None:
+    file = save(convert(prepare(mixture_model(), Recipe())), tmp_path) / "model.safetensors"
+    tensors = load_file(file)
+    del tensors[f"model.layers.1.mlp.{tensor}"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=message):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_damaged_codes_of_one_expert_are_refused(mixture_model: Make, tmp_path: Path) -> None:
+    file = save(convert(prepare(mixture_model(), Recipe())), tmp_path) / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.1.mlp.experts.2.up_proj.weight"][0, 0] = 255
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"layers.1.mlp.experts.gate_up_proj.weight is not of format i2"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_what_reads_linear_layers_alone_refuses_a_mixture_in_a_sentence(mixture_model: Make, tmp_path: Path) -> None:
+    directory = save(convert(prepare(mixture_model(), Recipe())), tmp_path / "packed")
+    with pytest.raises(ValueError, match="experts of a mixture: transformers' bitnet has linear layers alone"):
+        export_hf_bitnet(str(directory), tmp_path / "stock")
+    with pytest.raises(ValueError, match="model_type qwen3_moe is not one that can be exported: qwen2, qwen3, llama"):
+        export_gguf(str(directory), tmp_path / "model.gguf")
+    assert obstacle(str(directory)) == "model_type 'qwen3_moe' is none of qwen2, qwen3, llama"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["packed"]

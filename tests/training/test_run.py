@@ -56,6 +56,25 @@ def run_in_process(config: TrainConfig, file: Path, before: str = "") -> subproc
     )
 
 
+def test_a_mixture_trains_and_goes_on_bit_for_bit(
+    settings: Settings, mixture_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    mixture_model().save_pretrained(tmp_path / "mixture")
+    source = [f"model.source={tmp_path / 'mixture'}", f"tokenizer.source={tmp_path / 'dense'}"]
+    whole = train(settings(*source, "schedule.kind=dense-to-sparse", f"output_dir={tmp_path / 'whole'}"))
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert lines[0]["pattern"] == "8:8" and lines[-1]["pattern"] == "6:8"
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    assert 0.25 <= lines[-1]["layers"][name]["zeros"] < 0.5 and lines[-1]["layers"][name]["flip_rate"] is not None
+    shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
+    shutil.rmtree(tmp_path / "stopped" / "checkpoint-8")
+    resumed = train(
+        settings(*source, "schedule.kind=dense-to-sparse", f"output_dir={tmp_path / 'stopped'}"), resume="auto"
+    )
+    assert_equal(weights(whole.model_directory), weights(resumed.model_directory))
+
+
 def test_a_run_leaves_a_trainable_checkpoint_its_settings_and_its_metrics(settings: Settings) -> None:
     config = settings("training.steps=40")
     result = train(config)

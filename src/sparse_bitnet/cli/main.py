@@ -15,6 +15,7 @@ from sparse_bitnet.cli import (
     eval,
     export,
     generate,
+    import_model,
     init,
     inspect,
     report,
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("init")(init.init)
 app.command("train")(train.train)
+app.command("import")(import_model.import_model)
 app.command("convert")(convert.convert)
 app.command("inspect")(inspect.inspect)
 app.add_typer(export.app, name="export")

@@ -32,6 +32,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from sparse_bitnet.checkpoint.directory import whole_file
 from sparse_bitnet.checkpoint.loading import open_model, resolve_source
 from sparse_bitnet.interop.gguf_tokenizer import add_tokenizer
+from sparse_bitnet.nn.layer import PackedLayer
 from sparse_bitnet.nn.packed_linear import PackedLinear
 from sparse_bitnet.nn.stored_settings import named_layers
 from sparse_bitnet.nn.swap import convert
@@ -89,7 +90,7 @@ def export_gguf(source: str, output: Path, type: str = "auto", embedding: str = 
     layers = [layer for _, layer in named_layers(model)]
     if not layers:
         raise ValueError(f"{source} has no ternary weights: export a checkpoint of `train` or `convert`")
-    packed = model if isinstance(layers[0], PackedLinear) else convert(model)
+    packed = model if isinstance(layers[0], PackedLayer) else convert(model)
     with whole_file(output) as staging:
         writer = gguf.GGUFWriter(staging, gguf.MODEL_ARCH_NAMES[ARCHITECTURES[config.model_type]])
         _add_settings(writer, config, directory.name, _wanted(type))

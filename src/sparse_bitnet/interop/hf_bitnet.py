@@ -19,6 +19,7 @@ from transformers.integrations.bitnet import VALUES_PER_ITEM, pack_weights
 
 from sparse_bitnet.checkpoint.directory import copy_tokenizer, whole_directory, write_text
 from sparse_bitnet.checkpoint.loading import open_model
+from sparse_bitnet.nn.layer import PackedLayer
 from sparse_bitnet.nn.packed_linear import PackedLinear
 from sparse_bitnet.nn.stored_settings import named_layers, stored_settings
 from sparse_bitnet.nn.swap import convert
@@ -33,13 +34,11 @@ def export_hf_bitnet(source: str, output: Path, max_shard_size: str = "5GB") -> 
     layers = dict(named_layers(model))
     if not layers:
         raise ValueError(f"{source} has no ternary weights: export a checkpoint of `train` or `convert`")
-    if not all(isinstance(layer, PackedLinear) for layer in layers.values()):
+    if not all(isinstance(layer, PackedLayer) for layer in layers.values()):
         model = convert(model)
-        layers = dict(named_layers(model))
-    for name, layer in layers.items():
-        _check(name, layer)  # type: ignore[arg-type]
+    linears = {name: _checked(name, layer) for name, layer in named_layers(model)}
     with whole_directory(output) as staging:
-        tensors = _tensors(model, layers)  # type: ignore[arg-type]
+        tensors = _tensors(model, linears)
         save_torch_state_dict(tensors, staging, max_shard_size=max_shard_size, metadata={"format": "pt"})
         write_text(staging / "config.json", json.dumps(_config(model), indent=2) + "\n")
         if model.generation_config is not None:
@@ -48,13 +47,16 @@ def export_hf_bitnet(source: str, output: Path, max_shard_size: str = "5GB") -> 
     return sum(file.stat().st_size for file in output.iterdir())
 
 
-def _check(name: str, layer: PackedLinear) -> None:
+def _checked(name: str, layer: object) -> PackedLinear:
+    if not isinstance(layer, PackedLinear):
+        raise ValueError(f"{name} holds the experts of a mixture: transformers' bitnet has linear layers alone")
     if layer.recipe.activations != "int8":
         raise ValueError(f"{name} has activations={layer.recipe.activations!r}: transformers' bitnet layers have int8")
     if layer.parts:
         raise ValueError(f"{name} has {len(layer.parts)} scales: transformers' bitnet layers have one")
     if layer.out_features % VALUES_PER_ITEM:
         raise ValueError(f"{name} has {layer.out_features} rows: transformers packs {VALUES_PER_ITEM} at a time")
+    return layer
 
 
 def _tensors(model: PreTrainedModel, layers: dict[str, PackedLinear]) -> dict[str, Tensor]:

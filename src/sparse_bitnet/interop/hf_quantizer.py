@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparse_bitnet.checkpoint.directory import stored_tensor_names
-from sparse_bitnet.nn.packed_linear import PackedLinear, check_stored
+from sparse_bitnet.nn.experts import Experts
+from sparse_bitnet.nn.layer import LatentLayer, PackedLayer
+from sparse_bitnet.nn.packed_linear import check_stored
 from sparse_bitnet.nn.stored_settings import LATENT, QUANT_METHOD, StoredSettings, named_layers
 from sparse_bitnet.nn.swap import exchange_for_loading, unpack_to_linear
 
@@ -52,7 +55,7 @@ class SparseBitNetQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         for name, layer in named_layers(model):
-            if isinstance(layer, PackedLinear):
+            if isinstance(layer, PackedLayer):
                 check_stored(name, layer.weight, layer.weight_scale, layer.format)
         return model
 
@@ -79,11 +82,20 @@ class SparseBitNetQuantizer(HfQuantizer):
 
 
 def _check_tensors_present(model: nn.Module, checkpoint_files: list[str]) -> None:
-    """ValueError where a layer's tensors are not in the files: transformers would go on with arbitrary values."""
-    stored = stored_tensor_names(checkpoint_files)
-    for name, layer in named_layers(model):
-        for tensor in layer.state_dict():
-            wanted = f"{name}.{tensor}"
-            if not any(key == wanted or key.endswith(f".{wanted}") or wanted.endswith(f".{key}") for key in stored):
-                files = ", ".join(checkpoint_files)
-                raise ValueError(f"{files}: tensor {wanted} is missing: the checkpoint is incomplete, save it again")
+    """ValueError where a layer's tensors are not in the files: transformers would go on with arbitrary values.
+
+    Experts in one tensor may lie there expert by expert, as transformers writes them back.
+    """
+    stored, prefix = stored_tensor_names(checkpoint_files), f"{getattr(model, 'base_model_prefix', '')}."
+    ours = {name for name, module in model.named_modules() if isinstance(module, LatentLayer | PackedLayer | Experts)}
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if name.rpartition(".")[0] in ours}
+    apart = {name: tensor for name, tensor in wanted.items() if not _is_stored(name, stored, prefix)}
+    missing = [name for name in revert_weight_conversion(model, apart) if not _is_stored(name, stored, prefix)]  # type: ignore[arg-type]
+    if missing:
+        files = ", ".join(checkpoint_files)
+        raise ValueError(f"{files}: tensor {missing[0]} is missing: the checkpoint is incomplete, save it again")
+
+
+def _is_stored(name: str, stored: set[str], prefix: str) -> bool:
+    """Whether the tensor is there, be it that the model or the checkpoint is the base model alone."""
+    return not stored.isdisjoint((name, prefix + name, name.removeprefix(prefix)))

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from sparse_bitnet.formats import Format, choose_format
 from sparse_bitnet.kernels.packed_linear import PackedLayout, packed_linear
+from sparse_bitnet.nn.layer import Fp32Scales, PackedLayer
 from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
 from sparse_bitnet.numerics.ternary import Parts, dequantize_weight
 from sparse_bitnet.recipe import Recipe
 
-LARGEST_SCALE = float(torch.finfo(torch.float16).max)
 
-
-class PackedLinear(nn.Module):
+class PackedLinear(PackedLayer, Fp32Scales):
     """A linear layer over packed codes; not trainable, but gradients pass through it to layers below.
 
     weight        [O, B] uint8, codes in `format`. The usual name, so that a reader that does not know the format
@@ -30,8 +29,6 @@ class PackedLinear(nn.Module):
     bias          [O] float, or None
     """
 
-    weight: Tensor
-    weight_scale: Tensor
     fast: Callable[[Tensor], Tensor] | None = None  # see acceleration.py; without gradient
 
     def __init__(
@@ -49,7 +46,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.recipe = recipe or Recipe()
-        self.format: Format = choose_format(self.recipe, format)
+        self.format = choose_format(self.recipe, format)
         self.parts = tuple(parts)
         width = self.format.bytes_per_row(in_features)
         self.register_buffer("weight", torch.zeros(out_features, width, dtype=torch.uint8, device=device))
@@ -60,17 +57,7 @@ class PackedLinear(nn.Module):
     @classmethod
     def from_latent(cls, layer: SparseBitLinear, format: str = "auto", name: str = "SparseBitLinear") -> PackedLinear:
         """The codes and the scale of `layer`, packed; ValueError, with `name`, where a weight or scale cannot be."""
-        if not bool(torch.isfinite(layer.weight).all()):
-            raise ValueError(f"{name}: the weight holds NaN or infinity and cannot be packed")
-        if layer.residual is not None:
-            raise ValueError(
-                f"{name}: it trains with {float(layer.residual):.3g} of its latent weight added, which codes do not "
-                f"hold: train until that is 0, or call set_residual(model, 0)"
-            )
-        layout = choose_format(layer.recipe, format)
-        codes, scale = layer.quantize_weight()
-        if float(scale.max()) > LARGEST_SCALE:
-            raise ValueError(f"{name}: scale {float(scale.max()):.3g} is beyond fp16, which ends at {LARGEST_SCALE}")
+        layout, codes, scale = layer.pack_weight(format, name)
         packed = cls(
             layer.in_features,
             layer.out_features,
@@ -80,8 +67,7 @@ class PackedLinear(nn.Module):
             format=layout.name,
             parts=layer.parts,
         )
-        packed.weight = packed.format.pack(codes)
-        packed.weight_scale = scale.half().float()
+        packed.weight, packed.weight_scale = codes, scale
         if layer.bias is not None:
             packed.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
         return packed.train(layer.training)
@@ -91,10 +77,6 @@ class PackedLinear(nn.Module):
             return self.fast(input)
         layout = PackedLayout(self.format.name, self.in_features, self.recipe.activations, self.parts)
         return packed_linear(input, self.weight, self.weight_scale, self.bias, layout)
-
-    def codes(self) -> Tensor:
-        """Codes [O, I] int8."""
-        return self.format.unpack(self.weight, self.in_features)
 
     def to_linear(self, dtype: torch.dtype) -> nn.Linear:
         """`nn.Linear` over the effective weight in `dtype`; its activations are no longer quantised."""
@@ -106,10 +88,8 @@ class PackedLinear(nn.Module):
         return linear
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
-        scale, self.fast = self.weight_scale, None
+        self.fast = None
         super()._apply(fn, recurse)
-        if self.weight_scale.dtype != torch.float32:  # a cast of the model: keep the value, follow the device
-            self.weight_scale = scale.to(self.weight_scale.device)
         return self
 
     def extra_repr(self) -> str:

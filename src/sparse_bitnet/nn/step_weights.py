@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from sparse_bitnet.kernels.effective_weight import empty_scale, write_effective_weights
+from sparse_bitnet.kernels.effective_weight import empty_scale, scale_count, write_effective_weights
 from sparse_bitnet.kernels.weight_fragments import empty_fragments, write_fragments
+from sparse_bitnet.nn.layer import LatentLayer
 from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
 from sparse_bitnet.nn.sparse_forward import Shape, sparse_forward_obstacle
 from sparse_bitnet.nn.stored_settings import named_layers
@@ -40,7 +41,7 @@ class StepWeights:
         self.dtype = dtype
         self.sparse_shapes = sparse_shapes
         self._layers = [
-            layer for _, layer in named_layers(model) if isinstance(layer, SparseBitLinear) and _is_whole(layer)
+            layer for _, layer in named_layers(model) if isinstance(layer, LatentLayer) and _is_whole(layer)
         ]
         self._dense: _Batch | None = None
         self._sparse: list[_Batch] = []
@@ -48,8 +49,9 @@ class StepWeights:
 
     @property
     def shapes(self) -> set[Shape]:
-        """Those of the layers."""
-        return {(layer.out_features, layer.in_features) for layer in self._layers}
+        """Those of the linear layers."""
+        linears = (layer for layer in self._layers if isinstance(layer, SparseBitLinear))
+        return {(layer.out_features, layer.in_features) for layer in linears}
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -70,13 +72,14 @@ class StepWeights:
     def _arrange(self, recipe: Recipe) -> None:
         """Room for what the layers are given, anew where pattern or shapes have changed."""
         self.release()
-        dense: list[SparseBitLinear] = []
+        dense: list[LatentLayer] = []
         batches: list[list[SparseBitLinear]] = []
         weights = 0  # of the last batch
         for layer in self._layers:
             layer.step_dtype = self.dtype or layer.weight.dtype
             shape = layer.out_features, layer.in_features
-            if shape not in self.sparse_shapes or sparse_forward_obstacle(recipe, shape) is not None:
+            has_form = shape in self.sparse_shapes and sparse_forward_obstacle(recipe, shape) is None
+            if not has_form or not isinstance(layer, SparseBitLinear):
                 layer.step_weight = torch.empty_like(layer.weight, dtype=self.dtype)
                 dense.append(layer)
                 continue
@@ -99,27 +102,30 @@ class StepWeights:
         self._dense = self._arranged = None
         self._sparse.clear()
         for layer in self._layers:
-            layer.step_dtype = layer.step_weight = layer.step_fragments = layer.step_row_scale = None
+            layer.step_dtype = layer.step_weight = None
+            if isinstance(layer, SparseBitLinear):
+                layer.step_fragments = layer.step_row_scale = None
 
 
 class _Batch:
     """Layers whose effective weights or codes are made at a time, into `out`."""
 
-    def __init__(self, layers: Sequence[SparseBitLinear], out: Sequence[Tensor]) -> None:
+    def __init__(self, layers: Sequence[LatentLayer], out: Sequence[Tensor]) -> None:
         self.layers, self.out = layers, out
         self.parts = [layer.parts for layer in layers]
         self.scale = empty_scale([layer.weight for layer in layers], self.parts)
-        self.scales = self.scale.split([max(1, len(parts)) for parts in self.parts])
+        self.scales = self.scale.split([scale_count(layer.weight, layer.parts) for layer in layers])
 
     def refresh(self, recipe: Recipe) -> None:
         write_effective_weights([layer.weight for layer in self.layers], recipe, self.parts, self.out, self.scale)
 
     def pack(self, recipe: Recipe) -> None:
-        """`out`, which are codes, to the layers' fragments."""
-        for layer, scale in zip(self.layers, self.scales, strict=True):
+        """`out`, which are codes, to the layers' fragments; the layers are linear."""
+        linears = [layer for layer in self.layers if isinstance(layer, SparseBitLinear)]
+        for layer, scale in zip(linears, self.scales, strict=True):
             rows = layer.out_features
             layer.step_row_scale = scale_by_row(scale, layer.parts, rows).flatten() if layer.parts else scale
-        fragments = [layer.step_fragments for layer in self.layers if layer.step_fragments is not None]
+        fragments = [layer.step_fragments for layer in linears if layer.step_fragments is not None]
         write_fragments(self.out, recipe.pattern.m, fragments)
 
 
@@ -129,7 +135,7 @@ def _cut(scratch: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [piece.view(one.shape) for piece, one in zip(pieces, like, strict=True)]
 
 
-def _is_whole(layer: SparseBitLinear) -> bool:
+def _is_whole(layer: LatentLayer) -> bool:
     """Whether the weight is here between forward passes: FSDP2 splits it, FSDP1 and ZeRO-3 leave a stump."""
     shape = (layer.out_features, layer.in_features)
-    return layer.weight.shape == shape and not isinstance(layer.weight, DTensor)
+    return layer.weight.shape[-2:] == shape and not isinstance(layer.weight, DTensor)

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from sparse_bitnet.formats import choose_format
-from sparse_bitnet.nn.packed_linear import PackedLinear
-from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
+from sparse_bitnet.nn.experts import Experts
+from sparse_bitnet.nn.layer import LatentLayer, PackedLayer
 from sparse_bitnet.numerics.ternary import Parts
 from sparse_bitnet.recipe import Recipe
 
@@ -26,7 +26,8 @@ class StoredSettings:
     recipe  of every layer
     format  how the weights are stored: `latent` (trainable floats) or the name of a packed format
     ignore  full names of the linear layers that are left as they are
-    parts   full name -> parts, of the fused projections only
+    parts   full name -> parts, of the fused projections only; among them gate and up of the experts in one tensor that
+            are exchanged, so that the others are those that stay
     """
 
     recipe: Recipe
@@ -71,11 +72,13 @@ class StoredSettings:
         return cls(recipe, format, ignore, parts)
 
 
-def named_layers(model: nn.Module) -> Iterator[tuple[str, SparseBitLinear | PackedLinear]]:
-    """The layers of this package in `model`, each once, by their full names."""
+def named_layers(model: nn.Module) -> Iterator[tuple[str, LatentLayer | PackedLayer]]:
+    """The layers of this package in `model`, each once, by their full names; the experts of a mixture have two."""
     for name, module in model.named_modules():
-        if isinstance(module, SparseBitLinear | PackedLinear):
+        if isinstance(module, LatentLayer | PackedLayer):
             yield name, module
+        elif isinstance(module, Experts):
+            yield from ((f"{name}.{weight}", layer) for weight, layer in module.layers.items())
 
 
 def stored_settings(model: nn.Module) -> StoredSettings:
@@ -92,8 +95,8 @@ def stored_settings(model: nn.Module) -> StoredSettings:
     return StoredSettings(recipe, format, ignore, {name: layer.parts for name, layer in layers.items() if layer.parts})
 
 
-def layer_format(layer: SparseBitLinear | PackedLinear) -> str:
-    return layer.format.name if isinstance(layer, PackedLinear) else LATENT
+def layer_format(layer: LatentLayer | PackedLayer) -> str:
+    return layer.format.name if isinstance(layer, PackedLayer) else LATENT
 
 
 def record_settings(model: nn.Module) -> None:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_bitnet.formats import choose_format
-from sparse_bitnet.nn.packed_linear import PackedLinear
-from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
+from sparse_bitnet.nn.layer import LatentLayer, PackedLayer
 from sparse_bitnet.nn.stored_settings import layer_format, named_layers
 from sparse_bitnet.numerics.ternary import effective_weight
 from sparse_bitnet.recipe import NMPattern
@@ -18,9 +17,13 @@ from sparse_bitnet.recipe import NMPattern
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One layer. `bits` a weight, as stored once packed; `zeros` a share of 1; `scale` one value a part."""
+    """One layer. `bits` a weight, as stored once packed; `zeros` a share of 1; `scale` one value a part.
+
+    A weight of a mixture's experts is one layer with `matrices` of the same shape, and scales expert by expert.
+    """
 
     name: str
+    matrices: int
     out_features: int
     in_features: int
     pattern: str
@@ -30,6 +33,10 @@ class LayerSummary:
     zeros: float
     scale: tuple[float, ...]
     holds_pattern: bool
+
+    @property
+    def weights(self) -> int:
+        return self.matrices * self.out_features * self.in_features
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class Summary:
 
     @property
     def weights(self) -> int:
-        return sum(layer.out_features * layer.in_features for layer in self.layers)
+        return sum(layer.weights for layer in self.layers)
 
     @property
     def bits(self) -> float:
@@ -58,7 +65,7 @@ class Summary:
         return all(layer.holds_pattern for layer in self.layers)
 
     def _mean(self, field: str) -> float:
-        total = sum(getattr(layer, field) * layer.out_features * layer.in_features for layer in self.layers)
+        total = sum(getattr(layer, field) * layer.weights for layer in self.layers)
         return total / max(self.weights, 1)
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,6 +94,9 @@ class Summary:
     def _row(layer: LayerSummary) -> tuple[str, ...]:
         scales = " ".join(f"{scale:.3g}" for scale in layer.scale) or "-"
         shape = f"{layer.out_features}x{layer.in_features}"
+        if layer.matrices > 1:
+            shape = f"{layer.matrices}x{shape}"
+            scales = f"{min(layer.scale):.3g} to {max(layer.scale):.3g}" if layer.scale else "-"
         zeros = f"{100 * layer.zeros:.1f} %"
         held = "ok" if layer.holds_pattern else "VIOLATED"
         return (
@@ -106,13 +116,13 @@ def summary(model: nn.Module) -> Summary:
 
 
 def holds_pattern(weight: Tensor, pattern: NMPattern) -> bool:
-    """True where no group of m along the rows of weight [O, I] has more than n values that are not zero."""
+    """True where no group of m along the rows of weight [..., O, I] has more than n values that are not zero."""
     return bool((weight.unflatten(-1, (-1, pattern.m)).count_nonzero(dim=-1) <= pattern.n).all())
 
 
-def _layer_summary(name: str, layer: SparseBitLinear | PackedLinear) -> LayerSummary:
-    recipe, scale = layer.recipe, ()
-    if isinstance(layer, PackedLinear):
+def _layer_summary(name: str, layer: LatentLayer | PackedLayer) -> LayerSummary:
+    recipe, scale = layer.recipe, torch.empty(0)
+    if isinstance(layer, PackedLayer):
         weight, scale = layer.codes(), layer.weight_scale
         bits = 8 * layer.weight.numel() / weight.numel()
     elif recipe.values == "full":
@@ -123,6 +133,7 @@ def _layer_summary(name: str, layer: SparseBitLinear | PackedLinear) -> LayerSum
         bits = 8 * choose_format(recipe).bytes_per_row(layer.in_features) / layer.in_features
     return LayerSummary(
         name=name,
+        matrices=weight.shape[:-2].numel(),
         out_features=layer.out_features,
         in_features=layer.in_features,
         pattern=str(recipe.pattern),
@@ -130,6 +141,6 @@ def _layer_summary(name: str, layer: SparseBitLinear | PackedLinear) -> LayerSum
         format=layer_format(layer),
         bits=bits,
         zeros=1 - int(weight.count_nonzero()) / weight.numel(),
-        scale=tuple(float(value) for value in scale),
+        scale=tuple(float(value) for value in scale.flatten()),
         holds_pattern=holds_pattern(weight, recipe.pattern),
     )

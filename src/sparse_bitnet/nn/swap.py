@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeVar
@@ -11,7 +11,16 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from sparse_bitnet.nn.experts import (
+    GATE_UP,
+    WEIGHTS,
+    PackedExperts,
+    SparseBitExperts,
+    experts_in_one_tensor,
+    experts_obstacle,
+)
 from sparse_bitnet.nn.fused_projections import fused_parts
+from sparse_bitnet.nn.layer import LatentLayer, PackedLayer
 from sparse_bitnet.nn.packed_linear import PackedLinear
 from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
 from sparse_bitnet.nn.stored_settings import LATENT, StoredSettings, named_layers, record_settings
@@ -34,9 +43,10 @@ def prepare(
     parts: Mapping[str, Parts] | None = None,
     indivisible: Literal["raise", "skip"] = "raise",
 ) -> Model:
-    """Make the `nn.Linear` layers of `model` trainable as sparse ternary ones, in place, parameters shared.
+    """Make the `nn.Linear` layers of `model`, and its experts in one tensor, trainable as sparse ternary ones.
 
-    A mixture's router stays as it is, always.
+    In place, parameters shared. A mixture's router stays as it is, always; all weights of its experts in one tensor are
+    taken or left together.
 
     targets      which layers, all by default. An entry is a run of whole name segments (`mlp`, `layers.0`,
                  `self_attn.q_proj`) or a glob over the full name (`*.experts.*`)
@@ -44,8 +54,8 @@ def prepare(
     parts        for fused projections not known by name: entry -> heights of the matrices (see numerics.ternary)
     indivisible  `skip` leaves a layer whose width the pattern does not divide as it is, with a warning
 
-    Returns `model`. ValueError, with nothing changed, where a width does not divide, or the model is already prepared
-    with another recipe. A warning for an entry that matches nothing.
+    Returns `model`. ValueError, with nothing changed, where a width does not divide, experts are held in a way that is
+    not known, or the model is already prepared with another recipe. A warning for an entry that matches nothing.
     """
     targets = [targets] if isinstance(targets, str) else targets
     ignore = [ignore] if isinstance(ignore, str) else ignore
@@ -53,16 +63,17 @@ def prepare(
     _warn_of_unmatched(model, [*(targets or ()), *(parts or {}), *(entry for entry in ignore if entry != LM_HEAD)])
     layers: dict[str, nn.Module] = {}
     for name, linear in _choose_linears(model, targets, ignore).items():
-        if linear.in_features % recipe.pattern.m and indivisible == "skip":
-            why = f"in_features={linear.in_features} is not a multiple of m={recipe.pattern.m}"
-            warnings.warn(f"{name} is left as it is: {why}", stacklevel=2)
+        if not _fits(recipe, name, linear.in_features, indivisible):
             continue
-        recipe.pattern.check_width(linear.in_features, name)
         given = [tuple(heights) for entry, heights in (parts or {}).items() if _matches(name, entry)]
         heights = given[0] if given else fused_parts(name, linear, getattr(model, "config", None))
         if heights and linear.out_features % sum(heights):
             raise ValueError(f"{name}: {linear.out_features} rows do not divide into parts of {heights}")
         layers[name] = SparseBitLinear.from_linear(linear, recipe, heights)
+    for name, experts in _choose_experts(model, targets, ignore).items():
+        widths = [experts.get_parameter(weight).shape[-1] for weight in WEIGHTS]
+        if all(_fits(recipe, name, width, indivisible) for width in widths):
+            layers[name] = SparseBitExperts(experts, recipe)
     if not layers:
         warnings.warn("no nn.Linear layer of the model was chosen: nothing is prepared", stacklevel=2)
         return model
@@ -74,15 +85,12 @@ def prepare(
 def set_pattern(model: nn.Module, pattern: NMPattern | str) -> None:
     """Give every trainable layer another n:m pattern; ValueError, nothing changed, where a width does not divide."""
     pattern = pattern if isinstance(pattern, NMPattern) else NMPattern.parse(pattern)
-    layers = {name: layer for name, layer in named_layers(model) if isinstance(layer, SparseBitLinear)}
-    if not layers:
-        raise ValueError(NOT_PREPARED)
-    for name, layer in layers.items():
-        pattern.check_width(layer.in_features, name)
-    for layer in layers.values():
-        layer.recipe = replace(layer.recipe, pattern=pattern)
-        layer.step_version = -1  # what was made for this step has the pattern before
-    record_settings(model)
+    _set_recipes(model, lambda recipe: replace(recipe, pattern=pattern))
+
+
+def set_recipe(model: nn.Module, recipe: Recipe) -> None:
+    """Give every trainable layer another recipe; ValueError, nothing changed, where a width does not divide."""
+    _set_recipes(model, lambda before: recipe)
 
 
 def set_residual(model: nn.Module, share: float) -> None:
@@ -91,7 +99,7 @@ def set_residual(model: nn.Module, share: float) -> None:
     For a share that falls to 0 in the course of training (see `training.schedules.ResidualSchedule`); at 0 the layers
     are what they were without. ValueError for a negative share, or where there are no such layers. (arXiv 2601.07892)
     """
-    layers = [layer for _, layer in named_layers(model) if isinstance(layer, SparseBitLinear)]
+    layers = [layer for _, layer in named_layers(model) if isinstance(layer, LatentLayer)]
     if not layers:
         raise ValueError(NOT_PREPARED)
     if share < 0:
@@ -115,10 +123,14 @@ def convert(model: Model, format: str = "auto") -> Model:
     ValueError, with nothing changed, where there is nothing to pack, a weight is not finite, or the values are not
     ternary. `format`: a name of `sparse_bitnet.formats`, or `auto`.
     """
-    latent = {name: layer for name, layer in named_layers(model) if isinstance(layer, SparseBitLinear)}
-    if not latent:
+    packed: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, SparseBitLinear):
+            packed[name] = PackedLinear.from_latent(module, format, name)
+        elif isinstance(module, SparseBitExperts):
+            packed[name] = PackedExperts.from_latent(module, format, name)
+    if not packed:
         raise ValueError("the model has no trainable sparse ternary layers to pack: call prepare(model, recipe) first")
-    packed = {name: PackedLinear.from_latent(layer, format, name) for name, layer in latent.items()}
     _exchange(model, packed)
     record_settings(model)
     return model
@@ -148,13 +160,32 @@ def exchange_for_loading(model: nn.Module, settings: StoredSettings) -> None:
                 format=settings.format,
                 parts=parts,
             )
+    for name, experts in experts_in_one_tensor(model):
+        if not any(_same_layer(f"{name}.{GATE_UP}", entry) for entry in settings.parts):
+            continue
+        why = experts_obstacle(experts)
+        if why is not None:
+            raise ValueError(f"{name} cannot hold the experts of the checkpoint: {why}")
+        shapes = {weight: experts.get_parameter(weight).shape for weight in WEIGHTS}
+        for weight, shape in shapes.items():
+            settings.recipe.pattern.check_width(shape[-1], f"{name}.{weight}")
+        if settings.format == LATENT:
+            layers[name] = SparseBitExperts(experts, settings.recipe)
+        else:
+            device = experts.get_parameter(GATE_UP).device
+            layers[name] = PackedExperts(experts, shapes, settings.recipe, settings.format, device)
     _exchange(model, layers)
 
 
 def unpack_to_linear(model: nn.Module, dtype: Any) -> None:
-    """Give `model` plain `nn.Linear` layers over the effective weights of its packed ones, in `dtype`."""
-    layers = {name: layer for name, layer in named_layers(model) if isinstance(layer, PackedLinear)}
-    _exchange(model, {name: layer.to_linear(dtype) for name, layer in layers.items()})
+    """Give `model` plain `nn.Linear` layers, and experts, over the effective weights of its packed ones, in `dtype`."""
+    layers: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLinear):
+            layers[name] = module.to_linear(dtype)
+        elif isinstance(module, PackedExperts):
+            layers[name] = module.to_experts(dtype)
+    _exchange(model, layers)
 
 
 def _exchange(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
@@ -173,7 +204,7 @@ def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _check_not_prepared_otherwise(model: nn.Module, recipe: Recipe) -> None:
     for _, layer in named_layers(model):
-        if isinstance(layer, PackedLinear):
+        if isinstance(layer, PackedLayer):
             raise ValueError("the model is packed already, and a checkpoint holds one format: prepare the latent model")
         if layer.recipe != recipe:
             raise ValueError(
@@ -182,13 +213,34 @@ def _check_not_prepared_otherwise(model: nn.Module, recipe: Recipe) -> None:
 
 
 def _warn_of_unmatched(model: nn.Module, entries: Sequence[str]) -> None:
-    """Warn of entries that match nothing, and of experts that are no linear layers and so stay dense."""
+    names = [name for name, _ in _named_modules(model)]
+    names += [f"{name}.{weight}" for name, _ in experts_in_one_tensor(model) for weight in WEIGHTS]
     for entry in entries:
-        if not any(_matches(name, entry) for name, _ in _named_modules(model)):
+        if not any(_matches(name, entry) for name in names):
             warnings.warn(f"{entry!r} matches no layer of the model", stacklevel=3)
-    stacked = [name for name, weight in model.named_parameters() if weight.dim() == 3 and "experts" in name.split(".")]
-    if stacked:
-        warnings.warn(f"experts in one tensor are left as they are: {stacked[0]}, {len(stacked)} in all", stacklevel=3)
+
+
+def _set_recipes(model: nn.Module, change: Callable[[Recipe], Recipe]) -> None:
+    layers = {name: layer for name, layer in named_layers(model) if isinstance(layer, LatentLayer)}
+    if not layers:
+        raise ValueError(NOT_PREPARED)
+    recipes = {name: change(layer.recipe) for name, layer in layers.items()}
+    for name, layer in layers.items():
+        recipes[name].pattern.check_width(layer.in_features, name)
+    for name, layer in layers.items():
+        layer.recipe = recipes[name]
+        layer.step_version = -1  # what was made for this step has the recipe before
+    record_settings(model)
+
+
+def _fits(recipe: Recipe, name: str, in_features: int, indivisible: str) -> bool:
+    """Whether m divides a row of the layer; where it does not: False with a warning for `skip`, else ValueError."""
+    if in_features % recipe.pattern.m and indivisible == "skip":
+        why = f"in_features={in_features} is not a multiple of m={recipe.pattern.m}"
+        warnings.warn(f"{name} is left as it is: {why}", stacklevel=3)
+        return False
+    recipe.pattern.check_width(in_features, name)
+    return True
 
 
 def _choose_linears(model: nn.Module, targets: Sequence[str] | None, ignore: Sequence[str]) -> dict[str, nn.Linear]:
@@ -201,6 +253,24 @@ def _choose_linears(model: nn.Module, targets: Sequence[str] | None, ignore: Seq
         and (targets is None or _matches_any(name, targets))
         and not (_matches_any(name, ignore) or module is head or _is_router(name, model))
     }
+
+
+def _choose_experts(model: nn.Module, targets: Sequence[str] | None, ignore: Sequence[str]) -> dict[str, nn.Module]:
+    """The experts in one tensor that `prepare` is to exchange, by name; an entry that means one weight means both."""
+    chosen = {}
+    for name, experts in experts_in_one_tensor(model):
+        names = [name, *(f"{name}.{weight}" for weight in WEIGHTS)]
+        wanted = targets is None or any(_matches_any(one, targets) for one in names)
+        if not wanted or any(_matches_any(one, ignore) for one in names):
+            continue
+        why = experts_obstacle(experts)
+        if why is not None:
+            raise ValueError(
+                f"{name}: experts in one tensor, held in a way that is not known ({why}): add {name!r} or a "
+                f"glob to `ignore` to leave them as they are"
+            )
+        chosen[name] = experts
+    return chosen
 
 
 def _is_router(name: str, model: nn.Module) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
+from sparse_bitnet.nn.layer import LatentLayer
 from sparse_bitnet.nn.sparse_forward import Shape
 from sparse_bitnet.nn.step_weights import StepWeights
 from sparse_bitnet.nn.stored_settings import named_layers
@@ -168,7 +168,7 @@ class SparseBitNetCallback(TrainerCallback):
         if self.schedule is None:
             return
         wanted = self.schedule.pattern_at(min(state.global_step, state.max_steps - 1), state.max_steps)
-        layers = (layer for _, layer in named_layers(model) if isinstance(layer, SparseBitLinear))
+        layers = (layer for _, layer in named_layers(model) if isinstance(layer, LatentLayer))
         if any(layer.recipe.pattern != wanted for layer in layers):
             set_pattern(model, wanted)
             if self._step_weights is not None:

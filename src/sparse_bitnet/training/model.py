@@ -13,7 +13,7 @@ from sparse_bitnet.checkpoint.directory import whole_directory
 from sparse_bitnet.checkpoint.loading import open_model, resolve_source
 from sparse_bitnet.corpus.documents import TextSource
 from sparse_bitnet.corpus.tokenizer import load_tokenizer, train_tokenizer
-from sparse_bitnet.nn.packed_linear import PackedLinear
+from sparse_bitnet.nn.layer import PackedLayer
 from sparse_bitnet.nn.stored_settings import named_layers
 from sparse_bitnet.nn.swap import prepare
 from sparse_bitnet.training.config import TrainConfig
@@ -59,7 +59,7 @@ def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreT
         raise ValueError(f"training.block_size={config.training.block_size} is beyond the model's context of {context}")
     recipe = config.recipe.recipe()
     layers = [layer for _, layer in named_layers(model)]
-    if any(isinstance(layer, PackedLinear) for layer in layers):
+    if any(isinstance(layer, PackedLayer) for layer in layers):
         raise ValueError(f"{config.model.source} is packed and cannot be trained: give the latent checkpoint instead")
     if layers:
         if any(replace(layer.recipe, pattern=recipe.pattern) != recipe for layer in layers):
@@ -68,6 +68,11 @@ def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreT
                 f"of a recipe only the pattern can change"
             )
         return model
+    if config.model.weights != "random" and getattr(model.config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"{config.model.source} is quantised already: `sparse-bitnet import` makes a trainable checkpoint of one "
+            f"with quant_method bitnet"
+        )
     settings = config.recipe
     prepare(model, recipe, settings.targets, settings.ignore, indivisible=settings.indivisible)
     return model

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
+from sparse_bitnet.nn.layer import LatentLayer
 from sparse_bitnet.nn.stored_settings import named_layers
 from sparse_bitnet.numerics.ternary import absmean_scale, quantize_weight, scale_by_row, ternary_codes, weight_mask
 from sparse_bitnet.training.run_log import HISTOGRAM_BINS, HISTOGRAM_REACH
@@ -51,12 +51,12 @@ class MaskMonitor:
     @torch.no_grad()
     def read(self, model: nn.Module) -> tuple[LayerReading | None, dict[str, LayerReading]]:
         """Overall reading, weighted by layer size, and one a layer; (None, {}) for a model without trainable layers."""
-        layers = {name: layer for name, layer in named_layers(model) if isinstance(layer, SparseBitLinear)}
+        layers = {name: layer for name, layer in named_layers(model) if isinstance(layer, LatentLayer)}
         readings = {name: self._read_layer(name, layer) for name, layer in layers.items()}
         sizes = {name: layer.weight.numel() for name, layer in layers.items()}
         return _weighted_mean(readings, sizes), readings
 
-    def _read_layer(self, name: str, layer: SparseBitLinear) -> LayerReading:
+    def _read_layer(self, name: str, layer: LatentLayer) -> LayerReading:
         weight = whole_tensor(layer.weight.detach())
         mask = weight_mask(weight, layer.recipe, layer.parts)
         scale = absmean_scale(weight, layer.parts)
@@ -82,11 +82,11 @@ def weight_histograms(model: nn.Module) -> dict[str, dict[str, list[int]]]:
 
     For `values="full"`, which has no scale, in units of the mean magnitude.
     """
-    layers = {name: layer for name, layer in named_layers(model) if isinstance(layer, SparseBitLinear)}
+    layers = {name: layer for name, layer in named_layers(model) if isinstance(layer, LatentLayer)}
     return {name: _layer_histograms(layer) for name, layer in layers.items()}
 
 
-def _layer_histograms(layer: SparseBitLinear) -> dict[str, list[int]]:
+def _layer_histograms(layer: LatentLayer) -> dict[str, list[int]]:
     weight, full = whole_tensor(layer.weight.detach()), layer.recipe.values == "full"
     scale = absmean_scale(weight, layer.parts) if full else quantize_weight(weight, layer.recipe, layer.parts)[1]
     ratio = weight.float() / scale_by_row(scale, layer.parts, layer.out_features)

@@ -16,6 +16,7 @@ from transformers import DefaultFlowCallback, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from sparse_bitnet.checkpoint.directory import check_directory, publish_directory, read_json, remove_directory
+from sparse_bitnet.checkpoint.loading import open_model
 from sparse_bitnet.training.callback import REMEDY, SparseBitNetCallback, TrainingDiverged, looks_for_nan
 from sparse_bitnet.training.fused_loss import logits_budget
 from sparse_bitnet.training.monitors import first_non_finite_module
@@ -87,6 +88,14 @@ class Trainer(transformers.Trainer):
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm: Any = super()._clip_grad_norm(model)
         return whole_tensor(norm)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """As `from_pretrained` reads it: a mixture's experts lie in the file one by one, by names that the model lacks.
+
+        Trainer passes over names that the model lacks, and would go on with other weights. Holds the weights twice.
+        """
+        stored = open_model(resume_from_checkpoint, self.model.dtype)
+        (model or self.model).load_state_dict(stored.state_dict())
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if not self.sharded:

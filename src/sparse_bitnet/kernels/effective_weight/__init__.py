@@ -57,8 +57,13 @@ class _WithLatentGradient(torch.autograd.Function):
 
 def empty_scale(weights: Sequence[Tensor], parts: Sequence[Parts]) -> Tensor:
     """Room for the scales [P] fp32 of these weights [..., O, I], one after the other."""
-    counts = (prod(weight.shape[:-2]) * max(1, len(heights)) for weight, heights in zip(weights, parts, strict=True))
-    return torch.empty(sum(counts), dtype=torch.float32, device=weights[0].device)
+    count = sum(scale_count(weight, heights) for weight, heights in zip(weights, parts, strict=True))
+    return torch.empty(count, dtype=torch.float32, device=weights[0].device)
+
+
+def scale_count(weight: Tensor, parts: Parts) -> int:
+    """How many scales a weight [..., O, I] has: one a part, of each expert."""
+    return prod(weight.shape[:-2]) * max(1, len(parts))
 
 
 @torch.library.custom_op("sparse_bitnet::effective_weight", mutates_args=())
