@@ -1,13 +1,18 @@
-"""What the hardware could do at best."""
+"""What the hardware could do at best, and what its time goes into."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from sparse_bitnet.kernels.timing import milliseconds
 
 ROOFLINE_BYTES = 2**30  # read and as many written: far beyond any cache
 ROOFLINE_SIZE = {"cuda": 8192, "cpu": 2048}
+KERNEL_NAME = 100  # characters of it
 
 
 def copy_bandwidth(device: torch.device) -> float:
@@ -22,3 +27,16 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     size = ROOFLINE_SIZE.get(device.type, 2048)
     one, other = torch.randn(2, size, size, device=device).to(dtype).unbind()
     return 2e3 * size**3 / milliseconds(lambda: one @ other, 10, device)
+
+
+def kernel_times(step: Callable[[], object]) -> list[dict[str, Any]]:
+    """Milliseconds and calls of each kernel of a step on a GPU, the longest first."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        step()
+        torch.cuda.synchronize()
+    events = sorted(profiled.key_averages(), key=lambda event: -event.self_device_time_total)
+    return [
+        {"kernel": event.key[:KERNEL_NAME], "ms": event.self_device_time_total / 1e3, "calls": event.count}
+        for event in events
+        if event.self_device_time_total
+    ]

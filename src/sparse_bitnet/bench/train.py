@@ -13,7 +13,6 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -21,12 +20,11 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sparse_bitnet.bench.baselines import exchange_for_plain
 from sparse_bitnet.bench.checks import check_kernels
-from sparse_bitnet.bench.timing import matmul_rate
+from sparse_bitnet.bench.timing import kernel_times, matmul_rate
 from sparse_bitnet.nn.sparse_forward import sparse_forward_gains, worthwhile_shapes
 from sparse_bitnet.nn.step_weights import StepWeights
 from sparse_bitnet.nn.stored_settings import named_layers
@@ -40,7 +38,6 @@ from sparse_bitnet.training.sharding import shard_model
 
 SYSTEMS = ("dense", "plain", "plain-compiled", "ours", "sparse")
 WARM_UP = 3
-KERNEL_NAME = 100  # characters of it
 
 
 @dataclass(frozen=True)
@@ -169,7 +166,7 @@ def _measure(bench: TrainBench, system: str, device: torch.device, dtype: torch.
         "seconds": statistics.median(seconds),
         "bytes_at_most": torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
         "first_loss": bench.accumulation * float(losses[0]),
-        "kernels": _kernels(step) if bench.profile and device.type == "cuda" else [],
+        "kernels": kernel_times(step) if bench.profile and device.type == "cuda" else [],
         "sparse_forward_gains": {f"{rows} x {columns}": gain for (rows, columns), gain in gains.items()},
     }
 
@@ -205,19 +202,6 @@ def _seconds(step: Any, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def _kernels(step: Callable[[], object]) -> list[dict[str, Any]]:
-    """Milliseconds and calls of each kernel of a step, the longest first."""
-    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-        step()
-        torch.cuda.synchronize()
-    events = sorted(profiled.key_averages(), key=lambda event: -event.self_device_time_total)
-    return [
-        {"kernel": event.key[:KERNEL_NAME], "ms": event.self_device_time_total / 1e3, "calls": event.count}
-        for event in events
-        if event.self_device_time_total
-    ]
 
 
 def _operations_per_token(model: PreTrainedModel, bench: TrainBench) -> float:

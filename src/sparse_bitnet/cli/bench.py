@@ -1,14 +1,17 @@
-"""`sparse-bitnet bench train | kernels | products | packed | linear | decode`"""
+"""`sparse-bitnet bench train | kernels | products | packed | linear | decode | prefill | generation`"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from sparse_bitnet.cli.options import Device, JsonFile, choose_device, write_json
+from sparse_bitnet.cli.bench_generation import generation, prefill
+from sparse_bitnet.cli.options import Device, JsonFile, choose_device, numbers, write_figures
 
 app = typer.Typer(help="Measure speeds side by side on this machine, as ratios, beside what its hardware could do.")
+app.command("generation")(generation)
+app.command("prefill")(prefill)
 
 
 @app.command("train")
@@ -56,7 +59,7 @@ def train(
             f"{row['system']:<16}{row['tokens_per_second']:>10,.0f}{1e3 * row['seconds_a_step']:>11.1f}{ratio:>9}"
             f"{memory:>8}{100 * row['share_of_matmul_rate']:>14.1f} %"
         )
-    _write(json, result, bench.seed)
+    write_figures(json, result, bench.seed)
 
 
 @app.command("kernels")
@@ -84,7 +87,7 @@ def kernels(
             f"{row['op']:<22}{shape:<16}{row['pattern']:<7}{row['ms']:>9.4f}"
             f"{100 * row['share_of_copy_bandwidth']:>17.1f} %{row['times_plain']:>17.1f}"
         )
-    _write(json, {"kernels": measured}, seed=0)
+    write_figures(json, {"kernels": measured}, seed=0)
 
 
 @app.command("products")
@@ -104,14 +107,14 @@ def products(
 
     torch.manual_seed(0)
     target = torch.device(choose_device(device))
-    rows = bench_products(_shapes(shapes), _numbers("tokens", tokens), patterns.split(","), target)
+    rows = bench_products(_shapes(shapes), numbers("tokens", tokens), patterns.split(","), target)
     names = ("bf16", "int8", "fp8", "cusparselt", "ours", "bf16+", "int8+", "fp8+", "ours+")
     print(f"{'shape':<14}{'tokens':>7} {'n:m':<6}{''.join(f'{name:>11}' for name in names)} ms    of sparse peak")
     for row in rows:
         times = "".join(f"{row[key]:>11.4f}" if (key := f"{name}_ms") in row else f"{'-':>11}" for name in names)
         shape = " x ".join(map(str, row["shape"]))
         print(f"{shape:<14}{row['tokens']:>7} {row['pattern']:<6}{times}{100 * row['share_of_sparse_peak']:>14.1f} %")
-    _write(json, {"products": rows}, seed=0)
+    write_figures(json, {"products": rows}, seed=0)
 
 
 @app.command("packed")
@@ -129,7 +132,7 @@ def packed(
     from sparse_bitnet.bench.packed import bench_packed
 
     torch.manual_seed(0)
-    rows = bench_packed(_shapes(shapes), _numbers("tokens", tokens), torch.device(choose_device(device)))
+    rows = bench_packed(_shapes(shapes), numbers("tokens", tokens), torch.device(choose_device(device)))
     names = ("bf16", "fp8", "ours")
     print(f"{'shape':<14}{'tokens':>7}{''.join(f'{name:>10}' for name in names)} us{'x bf16':>8}{'x fp8':>7}  of copy")
     for row in rows:
@@ -138,7 +141,7 @@ def packed(
         shape = " x ".join(map(str, row["shape"]))
         share = 100 * row["share_of_copy_bandwidth"]
         print(f"{shape:<14}{row['tokens']:>7}{times}   {row['times_bf16']:>8.2f}{fp8:>7}{share:>7.1f} %")
-    _write(json, {"packed": rows}, seed=0)
+    write_figures(json, {"packed": rows}, seed=0)
 
 
 @app.command("linear")
@@ -163,8 +166,8 @@ def linear(
         kv,
         layers,
         tuple(formats.split(",")),
-        _numbers("threads", threads),
-        _numbers("tokens", tokens),
+        numbers("threads", threads),
+        numbers("tokens", tokens),
         rounds,
     )
     result = bench_linear(bench)
@@ -180,7 +183,7 @@ def linear(
             f"{row['gigaweights_per_second']:>12,.1f}{share:>14}{row['times_first']:>7.2f}{row['times_reference']:>13,.0f}"
             f"{row['op_tokens_per_second']:>14,.1f}"
         )
-    _write(json, result, bench.seed)
+    write_figures(json, result, bench.seed)
 
 
 @app.command("decode")
@@ -197,12 +200,15 @@ def decode(
     prompt: Annotated[int, typer.Option(min=1, help="Tokens that are read at once.")] = 512,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that are written one by one.")] = 64,
     rounds: Annotated[int, typer.Option(min=1, help="How often all is measured.")] = 5,
+    device: Annotated[str, typer.Option(help="cuda: `bench generation` of its model, decoding alone.")] = "cpu",
     compare: Annotated[str, typer.Option(help="llama.cpp: run it on the same weights, in the same rounds.")] = "",
     json: JsonFile = None,
 ) -> None:
     """A packed model with random weights on the native engine of a CPU, beside reading the bytes that a token takes."""
     from importlib.util import find_spec
 
+    if device != "cpu":
+        return generation(prompt="", device=device, json=json)
     _check_native("bench decode measures the native engine")
     if compare not in ("", "llama.cpp"):
         raise ValueError(f"--compare {compare}: it can be compared with llama.cpp")
@@ -212,7 +218,7 @@ def decode(
 
     bench = DecodeBench(
         hidden, ffn, layers, heads, kv_heads, head, vocabulary, tuple(formats.split(",")),
-        _numbers("threads", threads), prompt, new_tokens, rounds, bool(compare),
+        numbers("threads", threads), prompt, new_tokens, rounds, bool(compare),
     )  # fmt: skip
     result = bench_decode(bench)
     print(f"{layers} layers, hidden {hidden}, {result['instruction_set']}")
@@ -233,7 +239,7 @@ def decode(
             told = ", ".join(f"{row[f'{part}_bytes'] / 1e6:.0f} of {words}" for part, words in parts)
             most, more = row["peak_bytes"] / 1e6, row["beyond_bytes"] / 1e6
             print(f"{row['format']}: {most:.0f} MB at most: {told}, {more:.0f} more")
-    _write(json, result, bench.seed)
+    write_figures(json, result, bench.seed)
 
 
 def _check_native(purpose: str) -> None:
@@ -244,20 +250,8 @@ def _check_native(purpose: str) -> None:
         raise ValueError(f"{purpose}: {obstacle}")
 
 
-def _numbers(name: str, text: str) -> tuple[int, ...]:
-    if not all(part.isdigit() and int(part) for part in text.split(",")):
-        raise ValueError(f"--{name} {text}: give positive numbers, separated by commas")
-    return tuple(map(int, text.split(",")))
-
-
 def _shapes(text: str) -> list[tuple[int, int]]:
     sizes = [part.split("x") for part in text.split(",")]
     if not all(len(size) == 2 and all(side.isdigit() and int(side) for side in size) for size in sizes):
         raise ValueError(f"--shapes {text}: give out_features x in_features, separated by commas, as in 2048x11008")
     return [(int(rows), int(columns)) for rows, columns in sizes]
-
-
-def _write(json: Any, result: dict[str, Any], seed: int) -> None:
-    from sparse_bitnet.checkpoint.provenance import provenance
-
-    write_json(json, {**provenance(), "seed": seed, **result})

@@ -30,6 +30,20 @@ def write_json(file: Path | None, figures: Any) -> None:
         write_text(file, json.dumps(figures, indent=2) + "\n")
 
 
+def write_figures(file: Path | None, result: dict[str, Any], seed: int) -> None:
+    """Write what was measured to `file`, if one is wanted, with what made it."""
+    from sparse_bitnet.checkpoint.provenance import provenance
+
+    write_json(file, {**provenance(), "seed": seed, **result})
+
+
+def numbers(name: str, text: str) -> tuple[int, ...]:
+    """`1,64` -> (1, 64); ValueError, with the option's name, for what is no positive number."""
+    if not all(part.isdigit() and int(part) for part in text.split(",")):
+        raise ValueError(f"--{name} {text}: give positive numbers, separated by commas")
+    return tuple(map(int, text.split(",")))
+
+
 def choose_device(device: str) -> str:
     """`auto` -> cuda where there is one, else cpu; ValueError for a device that is not here."""
     import torch

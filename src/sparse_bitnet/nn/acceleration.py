@@ -3,6 +3,8 @@
     packed   packed_linear: 2 bits a weight, unpacked in registers; for few tokens
     sparse   sparse tensor cores: lifted activations, and fragments that are made once; for many
 
+Layers that read the same x are measured, and multiplied, as one (shared_inputs.py).
+
 Shapes: T tokens, O out_features, I in_features.
 """
 
@@ -22,6 +24,7 @@ from sparse_bitnet.kernels.sparse_product import sparse_product
 from sparse_bitnet.kernels.timing import milliseconds
 from sparse_bitnet.kernels.weight_fragments import empty_fragments, write_fragments
 from sparse_bitnet.nn.packed_linear import PackedLinear
+from sparse_bitnet.nn.shared_inputs import join, layers_sharing_inputs, share
 from sparse_bitnet.nn.sparse_forward import Shape, sparse_forward_obstacle, sparse_tensor_core_obstacle
 from sparse_bitnet.nn.stored_settings import named_layers
 from sparse_bitnet.numerics.ternary import scale_by_row
@@ -65,6 +68,13 @@ class FastWeight:
         bias = None if self.bias is None else self.bias.float()
         return sparse_product(codes, token_scale, self.fragments, self.row_scale, bias, len(self.packed), x.dtype)
 
+    def by_part(self) -> list[FastWeight]:
+        """Each part as a weight of its own, without fragments: views."""
+        parts, layout = self.layout.parts, replace(self.layout, parts=())
+        biases = [None] * len(parts) if self.bias is None else self.bias.split(parts)
+        weights = zip(self.packed.split(parts), self.scale.split(1), biases, strict=True)
+        return [FastWeight(packed, layout, scale, bias, None, scale, self.m) for packed, scale, bias in weights]
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -91,11 +101,14 @@ class Choice:
 
 
 @torch.no_grad()
-def accelerate(model: nn.Module, tokens: Sequence[int] = TOKENS, dtype: torch.dtype = torch.bfloat16) -> list[Choice]:
+def accelerate(
+    model: nn.Module, tokens: Sequence[int] = TOKENS, dtype: torch.dtype = torch.bfloat16, fuse: bool = True
+) -> list[Choice]:
     """Measure the products of the packed layers of `model`, on a GPU, and have each layer take the fastest.
 
     tokens  numbers of them to measure; between two, what was chosen for the lower one is taken
     dtype   of the activations
+    fuse    whether q, k and v, and gate and up, are multiplied as one
 
     Weights in another format than i2 are kept as i2 too, and those that use sparse tensor cores as fragments, which
     take (2 - 4 / m) / 4 bytes a weight. Neither is part of the state dict, and a layer that is moved lets them go: call
@@ -107,7 +120,14 @@ def accelerate(model: nn.Module, tokens: Sequence[int] = TOKENS, dtype: torch.dt
     for layer in layers:
         if layer.weight.device.type != "cuda":
             raise ValueError(f"a packed layer is on {layer.weight.device}: move the model to a GPU first")
-    return [_choose(group, sorted(tokens), dtype) for group in _alike(layers) if group[0].recipe.activations != "none"]
+    groups = list(layers_sharing_inputs(model)) if fuse else []
+    joints, joined = [join(group) for group in groups], {id(layer) for group in groups for layer in group}
+    apart = [layer for layer in layers if id(layer) not in joined and layer.recipe.activations != "none"]
+    choices = [_choose(alike, sorted(tokens), dtype) for alike in _alike([*joints, *apart])]
+    for joint, group in zip(joints, groups, strict=True):
+        assert isinstance(joint.fast, FastWeight)
+        share(joint.fast, group, joint.fast.by_part())
+    return choices
 
 
 def _alike(layers: Sequence[PackedLinear]) -> Iterator[list[PackedLinear]]:

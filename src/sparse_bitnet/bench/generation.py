@@ -1,0 +1,249 @@
+"""`bench generation`: a whole transformers model on a GPU that reads prompts and writes, dense in bf16 and packed.
+
+    dense     `nn.Linear` in bf16
+    6:8, 2:4  packed by `convert` in the format i2, its products chosen by `accelerate`
+
+Both have random weights, the same code of transformers, the same static cache and the same attention, compiled whole. A
+step of decoding is one CUDA graph: embedding, layers, logits, the likeliest token as the next input, the next position.
+
+Shapes: S sequences, P tokens of a prompt, L places of the cache, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
+from transformers.cache_utils import Cache, StaticLayer
+
+from sparse_bitnet.bench.checks import by_reference, check_layers, check_likeness
+from sparse_bitnet.bench.timing import kernel_times
+from sparse_bitnet.kernels.timing import milliseconds
+from sparse_bitnet.nn.acceleration import accelerate
+from sparse_bitnet.nn.packed_linear import PackedLinear
+from sparse_bitnet.nn.swap import convert, prepare
+from sparse_bitnet.recipe import NMPattern, Recipe
+from sparse_bitnet.training.presets import PRESETS, preset_config
+
+DENSE = "dense"
+PROMPT_ATTENTION = "sdpa"
+GROUPED = "grouped"
+BYTES = ("state_bytes", "linears_bytes", "held_bytes")
+PLACES = 128  # the cache ends at a multiple of so many
+UNTIMED = 8  # places for steps that are not timed
+
+
+@dataclass(frozen=True)
+class GenerationBench:
+    """What to measure: decoding of `batches` sequences after `context` tokens each, and reading of `prompts` tokens.
+
+    systems    dense, or n:m of a packed model
+    attention  of decoding: a name of transformers, or `grouped`, which does not repeat keys and values for the heads
+               that share them, as `sdpa` with a mask does; that of prompts is `sdpa`, without a mask
+    """
+
+    preset: str = "qwen2.5-3b"
+    systems: tuple[str, ...] = (DENSE, "6:8", "2:4")
+    batches: tuple[int, ...] = (1, 64)
+    prompts: tuple[int, ...] = (2048, 8192)
+    context: int = 512
+    vocabulary: int = 151_936
+    attention: str = GROUPED
+    repeats: int = 30
+    fuse: bool = True
+    profile: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset {self.preset!r} is unknown: choose from {', '.join(PRESETS)}")
+        for system in self.systems:
+            if system != DENSE:
+                NMPattern.parse(system)
+        if not self.systems or not (self.batches or self.prompts):
+            raise ValueError("nothing to measure: give systems, and batches or prompts")
+
+
+@torch.no_grad()
+def bench_generation(bench: GenerationBench, device: torch.device) -> dict[str, Any]:
+    """Rows of decoding and of prompts by system, with ratios to dense; ValueError where a system computes otherwise."""
+    AttentionInterface.register(GROUPED, grouped_attention)
+    result: dict[str, Any] = {"settings": asdict(bench), "decode": [], "prefill": [], "memory": [], "choices": {}}
+    for system in bench.systems:
+        _forget(device)
+        before = _allocated(device)
+        model = _model(bench, system, device)
+        tokens = sorted({*bench.batches, *bench.prompts})
+        if system != DENSE and device.type == "cuda":
+            result["choices"][system] = list(map(str, accelerate(model, tokens, model.dtype, bench.fuse)))
+        check_layers(model, tokens, model.dtype)
+        _forget(device)
+        result["memory"].append({"system": system, **_bytes(model), "held_bytes": _allocated(device) - before})
+        for batch in bench.batches:
+            result["decode"].append({"system": system, **_decode(bench, model, batch, device)})
+        for length in bench.prompts:
+            result["prefill"].append({"system": system, **_prefill(bench, model, length, device)})
+        del model
+    _compare(result)
+    return result
+
+
+class FixedLayer(StaticLayer):
+    """A layer of transformers' static cache written at `positions`, which all share: by itself each counts its own."""
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.keys.index_copy_(2, self.positions, key_states)
+        self.values.index_copy_(2, self.positions, value_states)
+        return self.keys, self.values
+
+
+class Generation:
+    """A model at work on `batch` sequences with `length` places each."""
+
+    def __init__(self, model: PreTrainedModel, batch: int, length: int, device: torch.device) -> None:
+        self.model, config = model, model.config
+        self.position = torch.zeros(1, dtype=torch.long, device=device)
+        self.token = torch.zeros(batch, 1, dtype=torch.long, device=device)
+        self.layers = [FixedLayer(length) for _ in range(config.num_hidden_layers)]
+        self.cache = Cache(list(self.layers))
+        heads, width = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+        self.cache.early_initialization(batch, heads, width, model.dtype, device)
+        self.places = torch.arange(length, device=device)
+        self.mask = torch.empty(batch, 1, 1, length, dtype=model.dtype, device=device)  # added to scores
+
+    def begin(self, token: Tensor, position: int) -> None:
+        """Have the next step take `token` [S, 1], at `position`."""
+        self.token.copy_(token)
+        self.position.fill_(position)
+        self.mask.copy_(torch.where(self.places <= position, 0.0, -torch.inf))
+
+    def read(self, prompt: Tensor) -> Tensor:
+        """prompt [S, P], the first tokens of all -> logits [S, V] of the token that follows."""
+        return self._forward(prompt, self.places[: prompt.shape[1]], None)
+
+    def step(self) -> Tensor:
+        """Read `token` at `position`, and go on to the likeliest next one; its logits [S, V]."""
+        logits = self._forward(self.token, self.position, self.mask)
+        self.token.copy_(logits.argmax(-1, keepdim=True))
+        self.position.add_(1)
+        self.mask.index_fill_(-1, self.position, 0.0)
+        return logits
+
+    def _forward(self, tokens: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+        for layer in self.layers:
+            layer.positions = positions
+        output = self.model(
+            input_ids=tokens, position_ids=positions[None], past_key_values=self.cache, use_cache=True,
+            attention_mask={"full_attention": mask}, logits_to_keep=1,
+        )  # fmt: skip
+        return output.logits[:, -1]
+
+
+def grouped_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
+    """Attention of one query: the heads that share keys [S, H, L, D] are rows of one product with them."""
+    rows = query.reshape(*key.shape[:2], -1, query.shape[-1])  # [S, H, R, D]
+    shares = torch.softmax(rows @ key.mT * scaling + attention_mask, dim=-1, dtype=torch.float32)
+    return (shares.to(value.dtype) @ value).reshape(len(query), 1, -1, query.shape[-1]), None
+
+
+def _model(bench: GenerationBench, system: str, device: torch.device) -> PreTrainedModel:
+    """Random weights, made on the device; bf16 on a GPU."""
+    torch.manual_seed(bench.seed)
+    config = preset_config(bench.preset, bench.vocabulary, None)
+    with device:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
+    return model if system == DENSE else convert(prepare(model, Recipe(system)), "i2")
+
+
+def _decode(bench: GenerationBench, model: PreTrainedModel, batch: int, device: torch.device) -> dict[str, Any]:
+    _forget(device)
+    places = -(-(bench.context + UNTIMED + bench.repeats) // PLACES) * PLACES
+    work = Generation(model, batch, places, device)
+    start = work.read(_prompt(bench, batch, bench.context, device)).argmax(-1, keepdim=True)
+    work.begin(start, bench.context)
+    with by_reference(model):
+        expected = work.step()
+    work.begin(start, bench.context)
+    model.set_attn_implementation(bench.attention)
+    step = _compiled(work.step, device)
+    likeness = check_likeness(step().clone(), expected)
+    ms = milliseconds(step, bench.repeats, device)
+    row = {"ms": ms, "tokens_per_second": 1e3 * batch / ms, "likeness": likeness, "peak_bytes": _peak(device)}
+    kernels = _profile(bench, step, device)
+    model.set_attn_implementation(PROMPT_ATTENTION)
+    return {"batch": batch, "context": bench.context, "places": places, **row, "kernels": kernels}
+
+
+def _prefill(bench: GenerationBench, model: PreTrainedModel, tokens: int, device: torch.device) -> dict[str, Any]:
+    _forget(device)
+    work, prompt = Generation(model, 1, tokens, device), _prompt(bench, 1, tokens, device)
+    with by_reference(model):
+        expected = work.read(prompt)
+    _forget(device)
+    read = _compiled(lambda: work.read(prompt), device)
+    likeness = check_likeness(read().clone(), expected)
+    ms = milliseconds(read, bench.repeats, device)
+    row = {"ms": ms, "tokens_per_second": 1e3 * tokens / ms, "likeness": likeness, "peak_bytes": _peak(device)}
+    return {"tokens": tokens, **row, "kernels": _profile(bench, read, device)}
+
+
+def _prompt(bench: GenerationBench, batch: int, tokens: int, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(bench.seed)
+    return torch.randint(bench.vocabulary, (batch, tokens), generator=generator).to(device)
+
+
+def _compiled(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+    return torch.compile(run, fullgraph=True, dynamic=False) if device.type == "cuda" else run
+
+
+def _profile(bench: GenerationBench, run: Callable[[], object], device: torch.device) -> list[dict[str, Any]]:
+    return kernel_times(run) if bench.profile and device.type == "cuda" else []
+
+
+def _bytes(model: PreTrainedModel) -> dict[str, int]:
+    """Of all parameters and buffers, and of those of the linear layers of the blocks."""
+    tensors = [*model.parameters(), *model.buffers()]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    linears = [module for module in model.base_model.modules() if isinstance(module, nn.Linear | PackedLinear)]
+    of_linears = sum(one.nbytes for layer in linears for one in (*layer.parameters(), *layer.buffers()))
+    return {"state_bytes": sum(storages.values()), "linears_bytes": of_linears}
+
+
+def _forget(device: torch.device) -> None:
+    torch.compiler.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _allocated(device: torch.device) -> int:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def _peak(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+def _compare(result: dict[str, Any]) -> None:
+    """Ratios to the dense system where that is measured too."""
+    for rows, size in (("decode", "batch"), ("prefill", "tokens")):
+        dense = {row[size]: row["ms"] for row in result[rows] if row["system"] == DENSE}
+        for row in result[rows]:
+            if row[size] in dense:
+                row["times_dense"] = dense[row[size]] / row["ms"]
+    for base in [row for row in result["memory"] if row["system"] == DENSE]:
+        for row in result["memory"]:
+            row["share_of_dense"] = {key: row[key] / base[key] for key in BYTES if base[key]}
