@@ -79,6 +79,8 @@ def check_layers(model: nn.Module, tokens: Iterable[int], dtype: torch.dtype) ->
     for count in tokens:
         inputs: dict[int, Tensor] = {}  # by width: layers that share their input take the same tensor
         for name, layer in named_layers(model):
+            if not isinstance(layer, PackedLinear):
+                continue
             width = layer.in_features
             if width not in inputs:
                 inputs[width] = torch.randn(count, width, device=layer.weight.device, dtype=dtype)
