@@ -202,6 +202,35 @@ def test_the_sparse_forward_is_that_of_the_result_files() -> None:
         assert f"where that is {WORTHWHILE_GAIN} times as fast as the dense product" in " ".join(page.split())
 
 
+def test_the_speeds_on_a_gpu_are_those_of_the_result_files() -> None:
+    packed = {(*row["shape"], row["tokens"]): row for row in RESULTS["packed-h100"]["packed"]}
+    products = {(*row["shape"], row["tokens"], row["pattern"]): row for row in RESULTS["products-h100"]["products"]}
+    rows = []
+    for height, width in {key[:2] for key in packed}:
+        few = [packed[height, width, tokens] for tokens in (1, 16, 64)]
+        cells = (f"{1e3 * row['ours_ms']:.1f}, {row['times_bf16']:.2f}, {row['times_fp8']:.2f}" for row in few)
+        rows.append(f"| {height:,} × {width:,} | {' | '.join(cells)} |")
+        for pattern in ("2:4", "6:8"):
+            many = [products[height, width, tokens, pattern] for tokens in (2048, 8192, 32768)]
+            cells = (", ".join(f"{row[f'times_{name}+']:.2f}" for name in ("bf16", "int8", "fp8")) for row in many)
+            rows.append(f"| {height:,} × {width:,}, {pattern} | {' | '.join(cells)} |")
+    for what, kind in (("decode-1", "decode"), ("decode-64", "decode"), ("prefill-8192", "prefill")):
+        dense, ours = RESULTS[f"generation-3b-{what}-h100"][kind]
+        speeds = f"{ours['times_dense']:.2f} | {ours['tokens_per_second']:,.0f}"
+        rows.append(f" | {dense['ms']:.2f} | {ours['ms']:.2f} | {speeds} |")
+    assert len(rows) == 18
+    assert [row for row in rows if row not in PERFORMANCE] == []
+    told = " ".join(PERFORMANCE.split())
+    assert f"at {100 * packed[37888, 3584, 1]['share_of_copy_bandwidth']:.0f} % of the bandwidth of a copy" in told
+    alone, with_prompts = (RESULTS[f"generation-3b-{what}-h100"]["memory"][1] for what in ("decode-1", "prefill-8192"))
+    assert f"take {100 * alone['share_of_dense']['state_bytes']:.0f} % of the memory" in told
+    assert f"{100 * with_prompts['share_of_dense']['held_bytes']:.0f} % where prompts" in told
+    kernels = RESULTS["generation-3b-decode-1-h100"]["decode"][1]["kernels"]
+    ms = {kernel["kernel"]: kernel["ms"] for kernel in kernels}
+    assert f"Of the {sum(ms.values()):.2f} ms of kernels in a step" in told
+    assert f"products take {ms['_multiply_words']:.2f}, quantisation {ms['_quantize']:.2f}" in told
+
+
 def test_the_speeds_on_a_cpu_are_those_of_the_result_file() -> None:
     result = RESULTS["linear-1536-xeon-2-cores"]
     found = {(row["format"], row["threads"], row["tokens"]): row for row in result["linears"]}
