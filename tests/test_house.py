@@ -209,11 +209,11 @@ def test_the_speeds_on_a_gpu_are_those_of_the_result_files() -> None:
     for height, width in {key[:2] for key in packed}:
         few = [packed[height, width, tokens] for tokens in (1, 16, 64)]
         cells = (f"{1e3 * row['ours_ms']:.1f}, {row['times_bf16']:.2f}, {row['times_fp8']:.2f}" for row in few)
-        rows.append(f"| {height:,} × {width:,} | {' | '.join(cells)} |")
+        rows.append(f"| {height:,} \N{MULTIPLICATION SIGN} {width:,} | {' | '.join(cells)} |")
         for pattern in ("2:4", "6:8"):
             many = [products[height, width, tokens, pattern] for tokens in (2048, 8192, 32768)]
             cells = (", ".join(f"{row[f'times_{name}+']:.2f}" for name in ("bf16", "int8", "fp8")) for row in many)
-            rows.append(f"| {height:,} × {width:,}, {pattern} | {' | '.join(cells)} |")
+            rows.append(f"| {height:,} \N{MULTIPLICATION SIGN} {width:,}, {pattern} | {' | '.join(cells)} |")
     for what, kind in (("decode-1", "decode"), ("decode-64", "decode"), ("prefill-8192", "prefill")):
         dense, ours = RESULTS[f"generation-3b-{what}-h100"][kind]
         speeds = f"{ours['times_dense']:.2f} | {ours['tokens_per_second']:,.0f}"
