@@ -1,6 +1,7 @@
 """The same mathematics at speed: an op is a folder with its contract, a slow reference and one file a backend."""
 
 from sparse_bitnet.kernels import (
+    dequantize_fragments,
     effective_weight,
     packed_linear,
     quantize_activation,
@@ -15,6 +16,7 @@ OPERATORS = tuple(
         effective_weight,
         quantize_activation,
         weight_fragments,
+        dequantize_fragments,
         quantize_lifted,
         sparse_product,
         packed_linear,
