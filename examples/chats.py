@@ -42,7 +42,8 @@ def mean_loss(model: Any, tokenizer: Any, chats: Dataset) -> float:
     """Nats a token."""
     total, tokens = 0.0, 0
     for chat in chats:
-        ids = tokenizer(tokenizer.apply_chat_template(chat["messages"], tokenize=False), return_tensors="pt").input_ids
+        text = tokenizer.apply_chat_template(chat["messages"], tokenize=False)
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids  # the template has its own
         logits = model.eval()(input_ids=ids.to(model.device)).logits[0, :-1].float()
         total += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:].to(model.device), reduction="sum"))
         tokens += ids.shape[1] - 1

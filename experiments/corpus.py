@@ -1,6 +1,6 @@
 """The text of the experiments: novels and zero-shot tasks as token ids, made once and carried where the runs are.
 
-    python -m experiments.corpus ../shared/data experiments/data
+    python -m experiments.corpus DATA experiments/data
 
 reads `novels/{train,valid,test}.jsonl.xz` and `eval/` below the first directory and writes, below the second, a
 tokenizer trained on the training novels, the novels as uint16, the tasks, and a description with their hashes. A run

@@ -56,7 +56,8 @@ def in_short(scale: Scale, results: Results) -> str:
     return f"""## In short
 
 {claim}, of {len(rows)} patterns at {size} weights and {scale.tokens_a_weight[0]:g} tokens a weight (at least {seeds}
-seeds; one-sided Welch test of the logarithms, p below {LEVEL} after Holm's correction).
+seeds). Smaller: one-sided Welch test of the logarithms, p below {LEVEL} after Holm's correction; larger: the 95 %
+interval of the ratio lies below 1, not corrected.
 
 {table(["perplexity over dense", "BF16", "ternary", "degradation"], told)}"""
 

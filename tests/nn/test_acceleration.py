@@ -43,8 +43,19 @@ def test_a_layer_that_is_cast_and_one_that_needs_gradients_let_it_be() -> None:
     assert not layer(x).any()
     with torch.no_grad():
         assert not layer(x.requires_grad_()).any()
+    assert layer(x).any()  # x needs its gradient now
     layer.to(torch.bfloat16)
     assert layer.fast is None
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_layer_that_is_loaded_anew_computes_with_what_was_loaded(assign: bool) -> None:
+    layer, other = network(Recipe("2:4"))[0], network(Recipe("2:4"))[0]
+    assert isinstance(layer, PackedLinear) and isinstance(other, PackedLinear)
+    other.weight = other.weight.flip(0)
+    layer.fast, x = replace(fast_weight(layer, True), sparse_from=1), torch.randn(3, 192)
+    layer.load_state_dict(other.state_dict(), assign=assign)
+    assert torch.equal(layer(x), other(x))
 
 
 def test_what_cannot_be_accelerated_is_said() -> None:

@@ -124,7 +124,10 @@ def test_forward_products_leave_the_sparse_tensor_cores_while_it_lasts() -> None
     set_residual(model, 0.5)
     for one, another in zip(gradients(model, x, steps), gradients(dense, x, StepWeights(dense)), strict=True):
         assert torch.equal(one, another)
-    assert model[0].step_fragments is not None  # they are there, and used again when it is gone
+    assert model[0].step_fragments is None
+    set_residual(model, 0)
+    steps.refresh()
+    assert model[0].step_fragments is not None
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -154,3 +154,10 @@ def test_training_in_bf16_follows_the_dense_products(pattern: str, compiled: boo
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert losses[1][0] == pytest.approx(losses[0][0], rel=2e-3)
     assert losses[1] != losses[0]
+
+
+def test_one_token_without_leading_dimensions_has_gradients() -> None:
+    layer = SparseBitLinear(64, 16, recipe=Recipe("2:4"))
+    StepWeights(layer, sparse_shapes={(16, 64)}).refresh()
+    layer(torch.randn(64)).sum().backward()
+    assert layer.weight.grad is not None and layer.weight.grad.shape == (16, 64)

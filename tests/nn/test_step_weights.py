@@ -130,3 +130,25 @@ def test_a_weight_that_is_only_there_in_the_forward_pass_is_left_alone() -> None
     first.weight.data = torch.empty(0)  # as ZeRO-3 leaves it
     StepWeights(model).refresh()
     assert first.step_weight is None
+
+
+def test_a_weight_that_was_exchanged_is_read_anew() -> None:
+    x, other = torch.randn(3, 16), SparseBitLinear(16, 8, recipe=Recipe("2:4"))
+    for exchange in ("copy", "assign", "data"):
+        layer = SparseBitLinear(16, 8, recipe=Recipe("2:4"))
+        StepWeights(layer).refresh()
+        if exchange == "copy":
+            layer = copy.deepcopy(layer)
+            layer.load_state_dict(other.state_dict())
+        elif exchange == "assign":
+            layer.load_state_dict(other.state_dict(), assign=True)
+        else:
+            layer.weight.data, layer.bias.data = other.weight.data, other.bias.data
+        assert torch.equal(layer(x), other(x)), exchange
+
+
+def test_layers_of_several_recipes_are_refused() -> None:
+    model = prepare(nn.Sequential(nn.Sequential(nn.Linear(16, 8)), nn.Sequential(nn.Linear(8, 8))), Recipe("8:8"))
+    set_pattern(model[1], "2:4")
+    with pytest.raises(ValueError, match=r"8:8.* and .*2:4.*: give all one, see set_pattern"):
+        StepWeights(model).refresh()

@@ -4,7 +4,7 @@
     fp8     the dense product of cuBLASLt in e4m3, a scale a token and a row, and the quantisation of its activations
     ours    packed_linear: quantisation, product, scales
 
-All give bf16, in a CUDA graph. Weights are taken in turn from several copies that together fill twice the cache.
+All give bf16, in a CUDA graph. Weights are taken in turn from copies that together fill twice the cache, or are 64.
 """
 
 # pyright: reportPrivateImportUsage=false

@@ -1,13 +1,14 @@
 """`bench products`: one layer's product with many tokens, on sparse tensor cores and as others do it.
 
     bf16        the dense product of cuBLAS
-    fp8         the dense product of cuBLASLt in e4m3, a scale a token and a row: the quickest dense one
+    fp8         the dense product of cuBLASLt in e4m3, a scale a token and a row, summed in fp32 (no fast accumulation)
     int8        the dense product of cuBLASLt in int8, its sums in int32; `int8+` with quantisation and scales too
     cusparselt  NVIDIA's library for 2:4 int8, with a scale a row; its result still lacks the scale of the token
     ours        the kernel of sparse_product, scales included
     ours+       the same with the quantisation of its activations; `bf16+` and `fp8+` likewise, as a layer needs them
 
-Weights are taken in turn from several copies that together fill twice the cache, so each comes from memory.
+Weights are taken in turn from copies that as int8 fill twice the cache, so the dense ones come from memory. Ours, a
+quarter to three eighths of that, may stay in the cache, as do those of cuSPARSELt in part: few tokens favour them.
 """
 
 # pyright: reportPrivateImportUsage=false

@@ -115,7 +115,7 @@ def _model(bench: TrainBench) -> PreTrainedModel:
 
 
 def _measure(bench: TrainBench, system: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Median seconds of an optimizer step, the memory at its peak, and the loss of the first step."""
+    """Median seconds of an optimizer step, the memory at its peak, the first loss (of a step's last micro-batch)."""
     torch.compiler.reset()
     gc.collect()  # the model before
     if device.type == "cuda":

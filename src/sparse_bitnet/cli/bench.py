@@ -200,7 +200,7 @@ def decode(
     prompt: Annotated[int, typer.Option(min=1, help="Tokens that are read at once.")] = 512,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that are written one by one.")] = 64,
     rounds: Annotated[int, typer.Option(min=1, help="How often all is measured.")] = 5,
-    device: Annotated[str, typer.Option(help="cuda: `bench generation` of its model, decoding alone.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cuda: `bench generation` of its own model, decoding alone.")] = "cpu",
     compare: Annotated[str, typer.Option(help="llama.cpp: run it on the same weights, in the same rounds.")] = "",
     json: JsonFile = None,
 ) -> None:
@@ -208,6 +208,10 @@ def decode(
     from importlib.util import find_spec
 
     if device != "cpu":
+        if compare:
+            raise ValueError(
+                f"--device {device} --compare {compare}: only the native engine of a CPU is compared with it"
+            )
         return generation(prompt="", device=device, json=json)
     _check_native("bench decode measures the native engine")
     if compare not in ("", "llama.cpp"):

@@ -19,7 +19,10 @@ from sparse_bitnet.checkpoint.directory import stored_tensor_names, whole_file
 from sparse_bitnet.interop.gguf import ARCHITECTURES, rows_as_llama
 
 WEIGHTS = "adapter_model.safetensors"
-BEYOND = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save")  # settings that llama.cpp has no word for
+BEYOND = (  # settings that llama.cpp has no word for
+    "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "alora_invocation_tokens", "use_qalora",
+    "layer_replication",
+)  # fmt: skip
 PREFIX, SUFFIXES = "base_model.model.", {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b"}
 
 
@@ -66,7 +69,7 @@ def _plain_lora(adapter: Path) -> LoraConfig:
     config = PeftConfig.from_pretrained(str(adapter))
     if not isinstance(config, LoraConfig):
         raise ValueError(f"{adapter} is a {config.peft_type} adapter: llama.cpp takes LoRA only")
-    beyond = [name for name in BEYOND if getattr(config, name)]
+    beyond = [name for name in BEYOND if getattr(config, name, None)]
     if beyond:
         raise ValueError(f"{adapter} uses {beyond[0]}, which llama.cpp's adapters do not have")
     return config

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils.quantization_config import BitNetQuantConfig
 
-from sparse_bitnet.checkpoint.directory import CONFIG, check_directory, read_json, weight_files
+from sparse_bitnet.checkpoint.directory import CONFIG, GENERATION_CONFIG, check_directory, read_json, weight_files
 from sparse_bitnet.nn.swap import prepare
 from sparse_bitnet.numerics.latent import latent_of_codes
 from sparse_bitnet.recipe import NMPattern, Recipe
@@ -62,6 +62,8 @@ def open_bitnet(directory: Path, pattern: NMPattern) -> PreTrainedModel:
     )
     if report["missing_keys"]:
         raise ValueError(f"{directory}: tensor {min(report['missing_keys'])} is missing: the checkpoint is incomplete")
+    if (directory / GENERATION_CONFIG).exists():  # which from_pretrained reads by a path alone
+        model.generation_config = GenerationConfig.from_pretrained(directory)
     linears = [name for name, module in model.named_modules() if type(module) is nn.Linear]
     if settings.quantization_mode == "online":
         skipped = HfQuantizer.get_modules_to_not_convert(model, settings.modules_to_not_convert)
@@ -80,10 +82,10 @@ def _restore(state: dict[str, Tensor], layer: str, divides: bool) -> None:
     if not 0 < factor < float("inf"):
         raise ValueError(f"{layer}{WEIGHT_SCALE} is {factor}: the checkpoint is damaged")
     scale = float(torch.tensor(1 / factor if divides else factor, dtype=torch.float32))
-    codes = unpack_rows(stored) if stored.dtype == torch.uint8 else stored.to(torch.int8)
-    if bool((codes.abs() > 1).any()):
+    codes = unpack_rows(stored) if stored.dtype == torch.uint8 else stored
+    if bool(((codes != 0) & (codes.abs() != 1)).any()):
         raise ValueError(f"{layer}{WEIGHT} holds other values than -1, 0 and 1: the checkpoint is damaged")
-    state[layer + WEIGHT] = latent_of_codes(codes, scale)
+    state[layer + WEIGHT] = latent_of_codes(codes.to(torch.int8), scale)
     if layer + BIAS in state and not divides:  # autobitlinear multiplies its bias too
         state[layer + BIAS] = state[layer + BIAS].float() * scale
 

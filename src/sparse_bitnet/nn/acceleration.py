@@ -131,10 +131,10 @@ def accelerate(
 
 
 def _alike(layers: Sequence[PackedLinear]) -> Iterator[list[PackedLinear]]:
-    """The layers by shape and recipe."""
+    """The layers by device, shape and recipe."""
 
-    def kind(layer: PackedLinear) -> tuple[int, int, str]:
-        return layer.out_features, layer.in_features, layer.recipe.key
+    def kind(layer: PackedLinear) -> tuple[str, int, int, str]:
+        return str(layer.weight.device), layer.out_features, layer.in_features, layer.recipe.key
 
     return (list(group) for _, group in groupby(sorted(layers, key=kind), key=kind))
 

@@ -30,7 +30,7 @@ class LatentLayer:
     out_features: int
     step_dtype: torch.dtype | None = None  # in which it has its effective weight of this step, see step_weights.py
     step_weight: Tensor | None = None  # [..., O, I] in that dtype
-    step_version: int = -1  # of the latent weight that it was made from
+    step_read: tuple[int, int] | None = None  # where the latent weight lay that it was made from, and its version
 
     residual: Tensor | None = None  # [] fp32, share of the latent weight that training adds, see swap.set_residual
 
@@ -52,7 +52,7 @@ class LatentLayer:
     def _has_step(self, dtype: torch.dtype, training: bool) -> bool:
         if not training or self.step_dtype != dtype:
             return False
-        return torch.compiler.is_compiling() or self.weight._version == self.step_version
+        return torch.compiler.is_compiling() or (self.weight.data_ptr(), self.weight._version) == self.step_read
 
     @torch.no_grad()
     def quantize_weight(self) -> tuple[Tensor, Tensor]:

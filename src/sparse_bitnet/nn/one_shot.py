@@ -8,7 +8,7 @@ Shapes: T tokens, O out_features, I in_features, E experts, S rows sorted by exp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparse_bitnet.nn.experts import DOWN, GATE_UP, SparseBitExperts, mixture, rows_by_expert
-from sparse_bitnet.nn.layer import LatentLayer
 from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
-from sparse_bitnet.nn.stored_settings import named_layers
+from sparse_bitnet.nn.stored_settings import latent_layers
 from sparse_bitnet.numerics.latent import latent_under_mask, with_scale
 from sparse_bitnet.numerics.nm_mask import nm_mask
 from sparse_bitnet.numerics.ternary import absmean_scale
@@ -40,7 +39,7 @@ def input_norms(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> dict[
             for weight, found in _squares_of_experts(module, *args).items():
                 squares[f"{name}.{weight}"] = squares.get(f"{name}.{weight}", 0) + found
         else:
-            squares[name] = squares.get(name, 0) + args[0].flatten(0, -2).float().square().sum(0)
+            squares[name] = squares.get(name, 0) + args[0].reshape(-1, args[0].shape[-1]).float().square().sum(0)
 
     hooks = [
         module.register_forward_pre_hook(partial(observe, name))
@@ -62,7 +61,7 @@ def start_from_norms(model: nn.Module, norms: Mapping[str, Tensor], pattern: NMP
 
     In place; see `numerics.latent.latent_under_mask` for how. ValueError where a layer has no norms.
     """
-    for name, layer in _latent_layers(model):
+    for name, layer in latent_layers(model).items():
         if name not in norms:
             raise ValueError(f"{name} had no input in the calibration text, so that its weights cannot be scored")
         mask = nm_mask(layer.weight.abs().float() * norms[name].unsqueeze(-2), pattern)
@@ -72,18 +71,14 @@ def start_from_norms(model: nn.Module, norms: Mapping[str, Tensor], pattern: NMP
 @torch.no_grad()
 def dense_scales(model: nn.Module) -> dict[str, Tensor]:
     """The absmean scale of each layer, [..., P] fp32."""
-    return {name: absmean_scale(layer.weight, layer.parts) for name, layer in _latent_layers(model)}
+    return {name: absmean_scale(layer.weight, layer.parts) for name, layer in latent_layers(model).items()}
 
 
 @torch.no_grad()
 def restore_scales(model: nn.Module, scales: Mapping[str, Tensor]) -> None:
     """Let all weights of a layer grow by what those that `start_from_norms` shrank have taken from its scale."""
-    for name, layer in _latent_layers(model):
+    for name, layer in latent_layers(model).items():
         layer.weight.copy_(with_scale(layer.weight, scales[name], layer.parts))
-
-
-def _latent_layers(model: nn.Module) -> Iterator[tuple[str, LatentLayer]]:
-    return ((name, layer) for name, layer in named_layers(model) if isinstance(layer, LatentLayer))
 
 
 def _squares_of_experts(experts: SparseBitExperts, x: Tensor, index: Tensor, share: Tensor) -> dict[str, Tensor]:

@@ -87,6 +87,10 @@ class PackedLinear(PackedLayer, Fp32Scales):
             linear.bias = nn.Parameter(self.bias.to(dtype), requires_grad=False)
         return linear
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.fast = None  # it holds what was made of the tensors before
+        super()._load_from_state_dict(*args, **kwargs)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
         self.fast = None
         super()._apply(fn, recurse)

@@ -106,11 +106,11 @@ class _SparseLinear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         codes, scale, weight, fragments, row_scale = ctx.saved_tensors
         gradient = gradient.to(ctx.dtype)
-        rows = gradient.flatten(0, -2)  # [T, O]
+        rows = gradient.reshape(-1, gradient.shape[-1])  # [T, O]
         effective = dequantize_fragments(fragments, row_scale, *weight.shape, ctx.recipe.pattern.m, ctx.dtype)
         to_x = activation_gradient(gradient @ effective, ctx.x_dtype)
         fake = (codes / scale).to(ctx.dtype)  # [..., I]
-        to_weight = latent_weight_gradient(rows.T @ fake.flatten(0, -2), weight, ctx.recipe, ctx.parts)
+        to_weight = latent_weight_gradient(rows.T @ fake.reshape(-1, fake.shape[-1]), weight, ctx.recipe, ctx.parts)
         to_bias = None if ctx.bias_dtype is None else rows.sum(0, dtype=torch.float32).to(ctx.bias_dtype)
         return to_x, to_weight, to_bias, None, None, None, None, None
 

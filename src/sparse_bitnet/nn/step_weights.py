@@ -13,7 +13,7 @@ from sparse_bitnet.kernels.weight_fragments import empty_fragments, write_fragme
 from sparse_bitnet.nn.layer import LatentLayer
 from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
 from sparse_bitnet.nn.sparse_forward import Shape, sparse_forward_obstacle
-from sparse_bitnet.nn.stored_settings import named_layers
+from sparse_bitnet.nn.stored_settings import latent_layers
 from sparse_bitnet.numerics.ternary import scale_by_row
 from sparse_bitnet.recipe import Recipe
 
@@ -30,9 +30,12 @@ class StepWeights:
     in any case. Left out are weights split over processes, which are there for the forward pass only.
 
     Layers whose shape [O, I] is among `sparse_shapes` get their weight for sparse tensor cores instead, where their
-    recipe has such a form: their forward products then run there (see sparse_forward.py, whose `sparse_forward_gains`
-    tells where that pays). That takes a quarter of a byte a weight (2:4) or three eighths (6:8), and four launches for
-    every SCRATCH_WEIGHTS.
+    recipe has such a form and no residual is added (see swap.set_residual): their forward products then run there (see
+    sparse_forward.py, whose `sparse_forward_gains` tells where that pays). It takes a quarter of a byte a weight (2:4)
+    or three eighths (6:8), four launches for every SCRATCH_WEIGHTS, and as many bytes, or those of the largest layer,
+    from one refresh to the next.
+
+    ValueError where the layers do not have one recipe.
     """
 
     def __init__(
@@ -40,9 +43,7 @@ class StepWeights:
     ) -> None:
         self.dtype = dtype
         self.sparse_shapes = sparse_shapes
-        self._layers = [
-            layer for _, layer in named_layers(model) if isinstance(layer, LatentLayer) and _is_whole(layer)
-        ]
+        self._layers = [layer for layer in latent_layers(model).values() if _is_whole(layer)]
         self._dense: _Batch | None = None
         self._sparse: list[_Batch] = []
         self._arranged: tuple[Recipe, Collection[Shape]] | None = None
@@ -59,17 +60,23 @@ class StepWeights:
         if not self._layers or self._layers[0].recipe.keeps_weight:
             return self.release()
         recipe = self._layers[0].recipe
-        if self._arranged != (recipe, self.sparse_shapes):
-            self._arrange(recipe)
+        for layer in self._layers:
+            if layer.recipe != recipe:
+                raise ValueError(
+                    f"layers are {recipe.key} and {layer.recipe.key}: give all one, see set_pattern"
+                )
+        shapes = () if any(layer.residual is not None for layer in self._layers) else self.sparse_shapes
+        if self._arranged != (recipe, shapes):
+            self._arrange(recipe, shapes)
         if self._dense is not None:
             self._dense.refresh(recipe)
         for batch in self._sparse:
             batch.refresh(recipe)
             batch.pack(recipe)
         for layer in self._layers:
-            layer.step_version = layer.weight._version
+            layer.step_read = layer.weight.data_ptr(), layer.weight._version
 
-    def _arrange(self, recipe: Recipe) -> None:
+    def _arrange(self, recipe: Recipe, shapes: Collection[Shape]) -> None:
         """Room for what the layers are given, anew where pattern or shapes have changed."""
         self.release()
         dense: list[LatentLayer] = []
@@ -78,7 +85,7 @@ class StepWeights:
         for layer in self._layers:
             layer.step_dtype = self.dtype or layer.weight.dtype
             shape = layer.out_features, layer.in_features
-            has_form = shape in self.sparse_shapes and sparse_forward_obstacle(recipe, shape) is None
+            has_form = shape in shapes and sparse_forward_obstacle(recipe, shape) is None
             if not has_form or not isinstance(layer, SparseBitLinear):
                 layer.step_weight = torch.empty_like(layer.weight, dtype=self.dtype)
                 dense.append(layer)
@@ -95,7 +102,7 @@ class StepWeights:
             most = max(sum(layer.weight.numel() for layer in batch) for batch in batches)
             scratch = torch.empty(most, dtype=torch.int8, device=batches[0][0].weight.device)
             self._sparse = [_Batch(batch, _cut(scratch, [layer.weight for layer in batch])) for batch in batches]
-        self._arranged = recipe, self.sparse_shapes
+        self._arranged = recipe, shapes
 
     def release(self) -> None:
         """Let every layer read its weight at each forward pass again."""

@@ -81,6 +81,11 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, LatentLayer | PackedLa
             yield from ((f"{name}.{weight}", layer) for weight, layer in module.layers.items())
 
 
+def latent_layers(model: nn.Module) -> dict[str, LatentLayer]:
+    """The trainable ones among them."""
+    return {name: layer for name, layer in named_layers(model) if isinstance(layer, LatentLayer)}
+
+
 def stored_settings(model: nn.Module) -> StoredSettings:
     """The settings of the layers in `model`; ValueError where it has none, or they do not agree."""
     layers = dict(named_layers(model))

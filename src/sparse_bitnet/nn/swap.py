@@ -20,10 +20,10 @@ from sparse_bitnet.nn.experts import (
     experts_obstacle,
 )
 from sparse_bitnet.nn.fused_projections import fused_parts
-from sparse_bitnet.nn.layer import LatentLayer, PackedLayer
+from sparse_bitnet.nn.layer import PackedLayer
 from sparse_bitnet.nn.packed_linear import PackedLinear
 from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
-from sparse_bitnet.nn.stored_settings import LATENT, StoredSettings, named_layers, record_settings
+from sparse_bitnet.nn.stored_settings import LATENT, StoredSettings, latent_layers, named_layers, record_settings
 from sparse_bitnet.numerics.ternary import Parts
 from sparse_bitnet.recipe import NMPattern, Recipe
 
@@ -99,7 +99,7 @@ def set_residual(model: nn.Module, share: float) -> None:
     For a share that falls to 0 in the course of training (see `training.schedules.ResidualSchedule`); at 0 the layers
     are what they were without. ValueError for a negative share, or where there are no such layers. (arXiv 2601.07892)
     """
-    layers = [layer for _, layer in named_layers(model) if isinstance(layer, LatentLayer)]
+    layers = latent_layers(model).values()
     if not layers:
         raise ValueError(NOT_PREPARED)
     if share < 0:
@@ -130,7 +130,7 @@ def convert(model: Model, format: str = "auto") -> Model:
         elif isinstance(module, SparseBitExperts):
             packed[name] = PackedExperts.from_latent(module, format, name)
     if not packed:
-        raise ValueError("the model has no trainable sparse ternary layers to pack: call prepare(model, recipe) first")
+        raise ValueError(NOT_PREPARED)
     _exchange(model, packed)
     record_settings(model)
     return model
@@ -221,7 +221,7 @@ def _warn_of_unmatched(model: nn.Module, entries: Sequence[str]) -> None:
 
 
 def _set_recipes(model: nn.Module, change: Callable[[Recipe], Recipe]) -> None:
-    layers = {name: layer for name, layer in named_layers(model) if isinstance(layer, LatentLayer)}
+    layers = latent_layers(model)
     if not layers:
         raise ValueError(NOT_PREPARED)
     recipes = {name: change(layer.recipe) for name, layer in layers.items()}
@@ -229,7 +229,7 @@ def _set_recipes(model: nn.Module, change: Callable[[Recipe], Recipe]) -> None:
         recipes[name].pattern.check_width(layer.in_features, name)
     for name, layer in layers.items():
         layer.recipe = recipes[name]
-        layer.step_version = -1  # what was made for this step has the recipe before
+        layer.step_read = None  # what was made for this step has the recipe before
     record_settings(model)
 
 

@@ -97,7 +97,7 @@ def _draw_run(axes: Axes, run: Run, index: int, name: str, factor: float, unit: 
         np.array(values) * factor,
         color=colour,
         linewidth=1.6,
-        label=run.name,
+        label=" " + run.name.replace("$", r"\$"),  # no mathematics; one that begins with _ has no legend
         linestyle=(0, dashes) if dashes else "solid",
     )
     if name == "zeros":

@@ -38,7 +38,7 @@ def write_png(chart: Chart, directory: Path) -> Path:
     file = directory / f"{chart.name}.png"
     with matplotlib.rc_context(SETTINGS), whole_file(file) as staging:
         figure = chart.draw(LIGHT)
-        figure.suptitle(chart.title, fontsize=10, color=LIGHT.ink)
+        figure.suptitle(chart.title, fontsize=10, color=LIGHT.ink, parse_math=False)
         if chart.legend:
             figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8, labelcolor=LIGHT.muted)
         figure.savefig(staging, format="png", dpi=DOTS_PER_INCH)

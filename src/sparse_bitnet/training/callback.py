@@ -12,10 +12,9 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sparse_bitnet.nn.layer import LatentLayer
 from sparse_bitnet.nn.sparse_forward import Shape
 from sparse_bitnet.nn.step_weights import StepWeights
-from sparse_bitnet.nn.stored_settings import named_layers
+from sparse_bitnet.nn.stored_settings import latent_layers, named_layers
 from sparse_bitnet.nn.swap import set_pattern, set_residual
 from sparse_bitnet.recipe import NMPattern, Recipe
 from sparse_bitnet.training.monitors import MaskMonitor, non_finite_tensors, weight_histograms
@@ -82,7 +81,7 @@ class SparseBitNetCallback(TrainerCallback):
         self._choose_sparse_shapes(kwargs["model"], self._step_weights)
         for file in (self.metrics_file, self.histograms_file):
             if file is not None and state.is_world_process_zero:
-                drop_steps_after(file, state.global_step)
+                drop_steps_after(file, state.global_step or -1)  # a run from the beginning keeps nothing
         if state.global_step == 0:
             self._write_histograms(kwargs["model"], state)
 
@@ -168,8 +167,7 @@ class SparseBitNetCallback(TrainerCallback):
         if self.schedule is None:
             return
         wanted = self.schedule.pattern_at(min(state.global_step, state.max_steps - 1), state.max_steps)
-        layers = (layer for _, layer in named_layers(model) if isinstance(layer, LatentLayer))
-        if any(layer.recipe.pattern != wanted for layer in layers):
+        if any(layer.recipe.pattern != wanted for layer in latent_layers(model).values()):
             set_pattern(model, wanted)
             if self._step_weights is not None:
                 self._step_weights.sparse_shapes = self._shapes_by_pattern.get(wanted, ())

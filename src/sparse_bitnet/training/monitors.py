@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_bitnet.nn.layer import LatentLayer
-from sparse_bitnet.nn.stored_settings import named_layers
+from sparse_bitnet.nn.stored_settings import latent_layers
 from sparse_bitnet.numerics.ternary import absmean_scale, quantize_weight, scale_by_row, ternary_codes, weight_mask
 from sparse_bitnet.training.run_log import HISTOGRAM_BINS, HISTOGRAM_REACH
 from sparse_bitnet.training.sharding import whole_tensor
@@ -51,7 +51,7 @@ class MaskMonitor:
     @torch.no_grad()
     def read(self, model: nn.Module) -> tuple[LayerReading | None, dict[str, LayerReading]]:
         """Overall reading, weighted by layer size, and one a layer; (None, {}) for a model without trainable layers."""
-        layers = {name: layer for name, layer in named_layers(model) if isinstance(layer, LatentLayer)}
+        layers = latent_layers(model)
         readings = {name: self._read_layer(name, layer) for name, layer in layers.items()}
         sizes = {name: layer.weight.numel() for name, layer in layers.items()}
         return _weighted_mean(readings, sizes), readings
@@ -82,8 +82,7 @@ def weight_histograms(model: nn.Module) -> dict[str, dict[str, list[int]]]:
 
     For `values="full"`, which has no scale, in units of the mean magnitude.
     """
-    layers = {name: layer for name, layer in named_layers(model) if isinstance(layer, LatentLayer)}
-    return {name: _layer_histograms(layer) for name, layer in layers.items()}
+    return {name: _layer_histograms(layer) for name, layer in latent_layers(model).items()}
 
 
 def _layer_histograms(layer: LatentLayer) -> dict[str, list[int]]:

@@ -26,7 +26,7 @@ def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     weight, scale = ctx.saved_tensors
     wants_input, _, _, wants_bias, *settings = ctx.needs_input_grad
     dx = input_gradient(dy, weight, scale, ctx.format, ctx.in_features, ctx.parts) if wants_input else None
-    dbias = dy.flatten(0, -2).sum(0) if wants_bias else None
+    dbias = dy.reshape(-1, dy.shape[-1]).sum(0) if wants_bias else None
     return dx, None, None, dbias, *(None for _ in settings)
 
 
