@@ -187,7 +187,7 @@ def head_loss(hidden: Tensor, head: Tensor, ids: Tensor) -> Tensor:
 
 
 def learning_rate(run: Run, step: int) -> float:
-    """Up in a line over the warm-up, then down half a cosine to its final share, which the step after the last would have."""
+    """Up in a line over the warm-up, then down half a cosine; the step after the last would have its final share."""
     if step < run.warmup_steps:
         return run.learning_rate * (step + 1) / run.warmup_steps
     done = (step - run.warmup_steps) / max(1, run.steps - run.warmup_steps)

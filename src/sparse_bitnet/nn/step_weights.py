@@ -62,9 +62,7 @@ class StepWeights:
         recipe = self._layers[0].recipe
         for layer in self._layers:
             if layer.recipe != recipe:
-                raise ValueError(
-                    f"layers are {recipe.key} and {layer.recipe.key}: give all one, see set_pattern"
-                )
+                raise ValueError(f"layers are {recipe.key} and {layer.recipe.key}: give all one, see set_pattern")
         shapes = () if any(layer.residual is not None for layer in self._layers) else self.sparse_shapes
         if self._arranged != (recipe, shapes):
             self._arrange(recipe, shapes)
