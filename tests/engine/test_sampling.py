@@ -70,7 +70,7 @@ def test_logits_that_are_no_numbers_are_refused(damage: float) -> None:
     "settings",
     [
         {"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1},
-        {"repetition_penalty": 0.0},
+        {"repetition_penalty": 0.0}, {"top_k": 2**31}, {"seed": 2**64}, {"seed": -(2**63) - 1},
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_refused(settings: dict) -> None:

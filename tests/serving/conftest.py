@@ -78,7 +78,7 @@ def serve(model_directory: Path) -> Iterator[Serve]:
     def start(
         *,
         model: Path = model_directory,
-        most: int = 16,
+        most: int | None = None,
         max_model_len: int | None = None,
         chat_template: Path | None = None,
         api_key: str | None = None,

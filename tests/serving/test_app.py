@@ -245,6 +245,9 @@ def test_a_prompt_that_leaves_no_room_is_told_in_a_sentence(client: OpenAI, serv
         (b'{"prompt": "a", "n": 2}', "n=2 is not served: leave n out", "n"),
         (b'{"prompt": "a", "logprobs": 5}', "logprobs=5 is not served", "logprobs"),
         (b'{"prompt": "a", "presence_penalty": 0.5}', "presence_penalty=0.5 is not served", "presence_penalty"),
+        (b'{"prompt": "a", "top_k": 18446744073709551616}', "top_k: Input should be less than or equal to", "top_k"),
+        (b'{"prompt": "a", "seed": 18446744073709551616}', "seed: Input should be less than 18446744073", "seed"),
+        (b'{"prompt": "a", "stream_options": {"wings": 1}}', "stream_options.wings is unknown", "stream_options.wings"),
         (b'{"prompt": "a", "wings": true}', "wings is unknown: leave it out", "wings"),
     ],
 )  # fmt: skip
@@ -272,11 +275,96 @@ def test_fields_that_ask_for_nothing_are_taken(client: OpenAI, server: Server) -
         ({"role": "user"}, "messages.0.content: Field required"),
         ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "a part of type 'image_url'"),
         ({"role": "assistant", "content": "", "tool_calls": [{}]}, "messages.0.tool_calls: Input should be None"),
+        ({"role": "user", "content": "a", "wings": 1}, "messages.0.wings is unknown: leave it out"),
     ],
 )
 def test_a_message_that_is_no_text_is_refused(client: OpenAI, server: Server, message: Any, reason: str) -> None:
     with pytest.raises(BadRequestError, match=reason):
         client.chat.completions.create(model=server.served.name, messages=[message])
+
+
+def test_more_messages_than_any_chat_has_are_refused(client: OpenAI, server: Server) -> None:
+    with pytest.raises(BadRequestError, match="messages: List should have at most 4096 items"):
+        client.chat.completions.create(model=server.served.name, messages=CHAT * 2049)
+
+
+def test_an_answer_can_be_sent_back_as_it_came(client: OpenAI, server: Server) -> None:
+    answer = client.chat.completions.create(model=server.served.name, messages=CHAT, max_tokens=3)
+    said: Any = {**answer.choices[0].message.model_dump(), "tool_calls": [], "annotations": []}
+    client.chat.completions.create(model=server.served.name, messages=[*CHAT, said, *CHAT], max_tokens=1)
+
+
+def test_a_template_can_make_use_of_names(serve: Serve, tmp_path: Path) -> None:
+    file = tmp_path / "named.jinja"
+    file.write_text("{% for message in messages %}{{ message.name or 'nobody' }} {% endfor %}")
+    server = serve(chat_template=file)
+    with server.client() as client:
+        answer = client.chat.completions.create(
+            model=server.served.name, messages=[{**CHAT[1], "name": "dog"}, CHAT[1]], max_tokens=1
+        )
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(server.served.tokenizer("dog nobody ")["input_ids"])
+
+
+def test_of_named_templates_the_default_is_taken(serve: Serve) -> None:
+    server = serve()
+    server.served.tokenizer.chat_template = {"default": "the cat", "rag": "the dog"}  # type: ignore[assignment]
+    with server.client() as client:
+        answer = client.chat.completions.create(model=server.served.name, messages=CHAT, max_tokens=1)
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens == len(server.served.tokenizer("the cat")["input_ids"])
+        server.served.tokenizer.chat_template = {"rag": "the dog"}  # type: ignore[assignment]
+        with pytest.raises(BadRequestError, match="the chat template refuses these messages"):
+            client.chat.completions.create(model=server.served.name, messages=CHAT)
+
+
+def test_streams_go_on_while_a_template_is_rendered(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, may_end = serve(), threading.Event()
+    render = server.served.tokenizer.apply_chat_template
+    monkeypatch.setattr(
+        server.served.tokenizer,
+        "apply_chat_template",
+        lambda *given, **named: (may_end.wait(20), render(*given, **named))[1],
+    )
+    body = json.dumps({"messages": CHAT, "max_tokens": 1}).encode()
+    with ThreadPoolExecutor(1) as pool:
+        chat = pool.submit(post, server, "/v1/chat/completions", body)
+        assert post(server, "/v1/completions", b'{"prompt": [1], "max_tokens": 3}')[0] == 200
+        assert not chat.done()
+        may_end.set()
+        assert chat.result()[0] == 200
+
+
+def test_an_empty_prompt_that_no_token_begins_is_refused(serve: Serve, tmp_path: Path) -> None:
+    file = tmp_path / "empty.jinja"
+    file.write_text("{{ '' }}")
+    server = serve(chat_template=file)
+    server.served.tokenizer.bos_token = server.served.tokenizer.eos_token = None
+    for path, body, param in (
+        ("/v1/completions", {"prompt": ""}, "prompt"),
+        ("/v1/chat/completions", {"messages": CHAT}, "messages"),
+    ):
+        status, answer = post(server, path, json.dumps(body).encode())
+        assert (status, answer["error"]["param"]) == (400, param)
+        assert "no token that begins a text: give a prompt" in answer["error"]["message"]
+
+
+def test_no_more_sequences_than_memory_has_room_for(
+    serve: Serve, model_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a machine that has room for three and a half, and of one for a half."""
+    each = Decoder(model_directory).cache_bytes(2048)
+    pages = {"SC_PAGE_SIZE": each // 2, "SC_PHYS_PAGES": 7}
+    assert serve().served.worker.most == 16
+    monkeypatch.setattr("os.sysconf", pages.__getitem__)
+    assert serve().served.worker.most == 3
+    assert serve(most=3).served.worker.most == 3
+    assert serve(most=7, max_model_len=1024).served.worker.most == 7
+    with pytest.raises(ValueError, match=r"4 sequences of 2048 tokens can take .* GB of .*: lower --max-sequences or"):
+        serve(most=4)
+    pages["SC_PHYS_PAGES"] = 1
+    with pytest.raises(ValueError, match=r"1 sequence of 2048 tokens can take .* GB of .*: lower --max-model-len$"):
+        serve()
 
 
 def test_parts_of_a_message_are_joined_and_developers_are_the_system(client: OpenAI, server: Server) -> None:

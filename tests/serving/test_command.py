@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import re
 import signal
@@ -9,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from openai import APIError, AuthenticationError, BadRequestError, OpenAI
 pytest.importorskip("sparse_bitnet._native", reason="the native kernels are not built")
 
 from sparse_bitnet.cli.main import main
-from sparse_bitnet.serving.listen import bind, is_loopback
+from sparse_bitnet.serving.listen import bind, is_loopback, own_hosts
 
 Start = Callable[..., tuple[subprocess.Popen[str], str]]
 
@@ -94,6 +97,8 @@ def test_transformers_serves_behind_the_same_guard(start: Start, model_directory
         (["--api-key", ""], "must be of ASCII characters, and not empty"),
         (["--engine", "abacus"], "--engine abacus: choose from auto, native, transformers"),
         (["--engine", "transformers", "--max-model-len", "9"], "--max-model-len is of the native engine"),
+        (["--engine", "transformers", "--max-sequences", "9"], "--max-sequences is of the native engine"),
+        (["--max-sequences", "99999999999"], "99999999999 sequences of 2048 tokens can take"),
         (["--head", "int3"], "head='int3' is none of int8, stored"),
     ],
 )
@@ -114,6 +119,18 @@ def test_a_mistake_is_one_line(
     assert message in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("option", ["--top-k", "--seed"])
+def test_generate_takes_no_number_that_nothing_can_hold(
+    model_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sparse-bitnet", "generate", str(model_directory), option, str(2**64)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.count("\n") == 1
+    assert f"{option[2:].replace('-', '_')}={2**64} must lie from" in err
+
+
 def test_a_model_without_a_tokenizer_is_one_line(
     model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,6 +142,30 @@ def test_a_model_without_a_tokenizer_is_one_line(
     err = capsys.readouterr().err
     assert f"no tokenizer could be read from {tmp_path}: there are no files of a tokenizer" in err
     assert err.count("\n") == 1
+
+
+def test_a_site_that_leads_to_this_machine_is_refused(start: Start) -> None:
+    _, address = start(OMP_NUM_THREADS="1")
+    port = int(address.split(":")[2].partition("/")[0])
+
+    def ask(host: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        with closing(connection):
+            connection.request("GET", "/v1/models", headers={"host": host})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+    for own in (f"127.0.0.1:{port}", "localhost", "LOCALHOST:80", f"[::1]:{port}", "[::1]"):
+        assert ask(own)[0] == 200
+    for other in (f"evil.example:{port}", "localhost.evil.example", "127.0.0.1@evil", ""):
+        status, answer = ask(other)
+        assert status == 403
+        assert json.loads(answer)["error"]["type"] == "permission_error"
+
+
+def test_a_host_is_known_by_what_was_given_and_by_where_it_led() -> None:
+    with bind("127.2", 0) as bound:
+        assert own_hosts("127.2", bound) == {"localhost", "127.0.0.1", "[::1]", "127.2", "127.0.0.2"}
 
 
 def test_a_port_that_is_taken_is_told_before_a_model_is_opened() -> None:

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
@@ -92,9 +92,48 @@ def test_a_text_that_goes_on_begins_as_it_would_in_one_piece(shared_data: Path) 
 
 
 def test_a_metaspace_is_a_space_after_a_prompt() -> None:
-    from tokenizers import decoders, models, pre_tokenizers
-
     tokenizer = Tokenizer(models.WordLevel({"▁once": 0, "▁upon": 1}, unk_token="▁once"))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     assert "".join(streamed(TextStream(tokenizer, before=[0]), [1])) == " upon"
     assert "".join(streamed(TextStream(tokenizer), [1])) == "upon"
+
+
+@pytest.fixture
+def byte_fallback() -> Tokenizer:
+    """As SentencePiece's of Llama: tokens 0 to 255 are bytes, then two words."""
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"▁cat": 256, "s": 257}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return tokenizer
+
+
+def test_a_byte_that_is_no_text_takes_nothing_back(byte_fallback: Tokenizer) -> None:
+    """Decoded at once it spoils the bytes before it, which were told already."""
+    tokens = [*"日A".encode(), 0xFF, 0xE6, 256, *"é".encode(), 0xC3, 257, 256]
+    assert byte_fallback.decode(tokens) == "\ufffd" * 6 + " cat" + "\ufffd" * 3 + "s cat"
+    assert streamed(TextStream(byte_fallback), tokens) == [
+        "", "", "日", "A", "", "", "\ufffd\ufffd cat", "", "é", "", "\ufffds", " cat", "",
+    ]  # fmt: skip
+
+
+def test_a_character_that_a_prompt_leaves_half_tells_nothing_again(byte_fallback: Tokenizer) -> None:
+    half = "日".encode()
+    assert "".join(streamed(TextStream(byte_fallback, before=[257, *half[:2]]), [half[2], 257])) == "\ufffds"
+    assert "".join(streamed(TextStream(byte_fallback, before=[half[2], *half]), [*half, 257])) == "日s"
+
+
+def test_any_bytes_can_be_streamed_by_a_byte_fallback(byte_fallback: Tokenizer) -> None:
+    """All words come, in their order, and what is text between them comes as it is."""
+    generator = random.Random(2)
+    for _ in range(500):
+        tokens = [generator.choice([generator.randrange(128, 256), *"aé日", 256, 257]) for _ in range(40)]
+        tokens = [token for part in tokens for token in ([part] if isinstance(part, int) else part.encode())]
+        before = tokens[:3] if generator.random() < 0.5 else []
+        found = "".join(streamed(TextStream(byte_fallback, before=before), [*tokens, 257]))
+        assert [c for c in found if c in "cs"] == [
+            "c" if token == 256 else "s" for token in [*tokens, 257] if token > 255
+        ]
+        whole = byte_fallback.decode([*tokens, 257])
+        assert len(found.replace("\ufffd", "")) >= len(whole.replace("\ufffd", "").strip())

@@ -25,8 +25,9 @@ def serve(
     engine: Engine = "auto",
     device: Device = "auto",
     max_sequences: Annotated[
-        int, typer.Option(min=1, help="Answers written side by side; others wait. Of the native engine.")
-    ] = 16,
+        int | None,
+        typer.Option(min=1, help="Answers side by side, 16 where memory has room; others wait. Of the native engine."),
+    ] = None,
     max_model_len: Annotated[
         int | None,
         typer.Option(min=2, help="Tokens of prompt and answer together, up to the context. Of the native engine."),
@@ -41,13 +42,18 @@ def serve(
     if missing:
         raise ValueError(f"serve needs the package {missing[0]}: pip install 'sparse-bitnet[serve]'")
     from sparse_bitnet.serving.guard import Guard
-    from sparse_bitnet.serving.listen import bind, is_loopback, listen, url
+    from sparse_bitnet.serving.listen import bind, is_loopback, listen, own_hosts, url
 
     if api_key is not None and not (api_key.isascii() and api_key.strip()):
         raise ValueError(f"--api-key (or {KEY_VARIABLE}) must be of ASCII characters, and not empty")
     chosen = choose_device(device)
     reason = why_not_native(engine, model, chosen)
-    for name, given in (("--max-model-len", max_model_len), ("--chat-template", chat_template)):
+    native = (
+        ("--max-sequences", max_sequences),
+        ("--max-model-len", max_model_len),
+        ("--chat-template", chat_template),
+    )
+    for name, given in native:
         if given is not None and reason is not None:
             raise ValueError(f"{name} is of the native engine, and this is transformers: {reason}")
     with bind(host, port) as bound:  # before the model is opened, which takes longer than to learn of a taken port
@@ -55,9 +61,12 @@ def serve(
             print(f"anyone who reaches {host} is answered: --api-key asks for a key", file=sys.stderr)
         end: Any = None
         if reason is None:
-            from sparse_bitnet.serving.app import create_app, open_served
+            from sparse_bitnet.serving.app import MOST_SEQUENCES, create_app, open_served
 
             served = open_served(model, cast(Any, head), max_sequences, max_model_len, chat_template)
+            if max_sequences is None and (most := served.worker.most) < MOST_SEQUENCES:
+                room = f"memory has room for {most} answers of {served.context} tokens side by side"
+                print(f"{room}, others wait: --max-model-len gives room for more", file=sys.stderr)
             app, end, by = create_app(served), served.worker.end, "the native engine"
         else:
             if engine == "auto" and chosen == "cpu":
@@ -65,4 +74,6 @@ def serve(
             from sparse_bitnet.serving.transformers_app import create_transformers_app
 
             app, by = create_transformers_app(model, chosen), f"transformers on {chosen}"
-        listen(Guard(app, api_key), bound, lambda: print(f"{model}, by {by}, at {url(bound)}/v1", flush=True), end)
+        hosts = own_hosts(host, bound) if api_key is None and is_loopback(bound) else None
+        guarded = Guard(app, api_key, hosts=hosts)
+        listen(guarded, bound, lambda: print(f"{model}, by {by}, at {url(bound)}/v1", flush=True), end)

@@ -48,7 +48,7 @@ class Batch:
     def add(
         self, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling, stop: Collection[int] = ()
     ) -> Writing:
-        """Begin a sequence with the next step; ValueError for a prompt that cannot be, or where there is no memory."""
+        """Begin a sequence with the next step; ValueError for a prompt that cannot be, or where there is no room."""
         self._decoder.check(prompt, max_new_tokens)
         end = len(prompt) + max_new_tokens
         writing = Writing(list(prompt), end, sampling, stop, self._decoder.new_cache(end), Random(sampling.seed))

@@ -110,11 +110,14 @@ class Decoder:
             raise ValueError(f"token {outside} is not in the vocabulary of {vocabulary}: is it the model's tokenizer?")
 
     def cache_bytes(self, tokens: int) -> int:
-        """What keys and values of a sequence of so many tokens take."""
+        """What keys and values of a sequence take when it has so many tokens; ValueError as of `new_cache`."""
         return self.new_cache(tokens).bytes
 
     def new_cache(self, tokens: int) -> _native.Cache:
-        """Room for keys and values of so many tokens; ValueError where there is no memory."""
+        """Room for keys and values of so many tokens; ValueError where the system refuses it.
+
+        It may grant more than it has: memory is taken page by page as tokens come.
+        """
         try:
             return _native.Cache(self._model, tokens)
         except MemoryError:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+LARGEST_TOP_K = 2**31 - 1
+SEEDS = range(-(2**63), 2**64)  # what torch takes
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -25,9 +28,11 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature={self.temperature} must be 0 or more")
-        if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k} must be 0 or more")
+        if not 0 <= self.top_k <= LARGEST_TOP_K:
+            raise ValueError(f"top_k={self.top_k} must lie from 0 to {LARGEST_TOP_K}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must lie above 0 and be at most 1")
         if not 0 < self.repetition_penalty < float("inf"):
             raise ValueError(f"repetition_penalty={self.repetition_penalty} must be above 0")
+        if self.seed is not None and self.seed not in SEEDS:
+            raise ValueError(f"seed={self.seed} must lie from {SEEDS.start} to {SEEDS.stop - 1}")

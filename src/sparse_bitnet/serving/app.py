@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -29,6 +30,7 @@ from sparse_bitnet.serving.worker import BusyError, Job, Worker
 
 REMEMBERED = 8  # tokens of a prompt that decide how the text after it begins
 CLIENT_CLOSED = 499
+MOST_SEQUENCES = 16
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,17 @@ class Served:
     name: str
     worker: Worker
     tokenizer: PreTrainedTokenizerFast
-    chat_template: Any
+    chat_template: str | None
     context: int
 
 
-def open_served(model: str, head: Head, most: int, max_model_len: int | None, chat_template: Path | None) -> Served:
-    """A packed directory, opened, with a worker for `most` sequences; ValueError for what cannot be."""
+def open_served(
+    model: str, head: Head, most: int | None, max_model_len: int | None, chat_template: Path | None
+) -> Served:
+    """A packed directory, opened, with a worker for `most` sequences; ValueError for what cannot be.
+
+    Where it is None they are MOST_SEQUENCES, or as many of the whole length as the machine's memory has room for.
+    """
     decoder = Decoder(model, head=head)
     context = decoder.architecture.context
     if max_model_len is not None and max_model_len > context:
@@ -51,8 +58,26 @@ def open_served(model: str, head: Head, most: int, max_model_len: int | None, ch
     tokenizer = load_tokenizer(model)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"{model} has no tokenizer.json, by whose rules text is streamed")
-    template = read_chat_template(chat_template, tokenizer)
-    return Served(model, Worker(decoder, most), tokenizer, template, max_model_len or context)
+    template = None if chat_template is None else read_chat_template(chat_template)
+    length = max_model_len or context
+    return Served(model, Worker(decoder, _sequences(decoder, most, length)), tokenizer, template, length)
+
+
+def _sequences(decoder: Decoder, most: int | None, length: int) -> int:
+    """So many at once, of `length` tokens each; ValueError where they can take more than all memory of the machine.
+
+    Pages that were never written take none, so that one would learn of it in the middle of answers.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    each = decoder.cache_bytes(length)
+    least = most or 1
+    if least * each > memory:
+        lower = "--max-sequences or --max-model-len" if least > 1 else "--max-model-len"
+        raise ValueError(
+            f"{least} sequence{'s' if least > 1 else ''} of {length} tokens can take {least * each / 1e9:.1f} GB "
+            f"of {memory / 1e9:.1f}: lower {lower}"
+        )
+    return most or min(MOST_SEQUENCES, memory // each)
 
 
 class Reply:
@@ -107,9 +132,17 @@ def create_app(served: Served) -> FastAPI:
     answer_in_openai_shape(app)
     created, tokenizing = int(time.time()), Lock()
 
-    def tokens_of(text: str, with_special: bool) -> list[int]:
+    def tokens_of(asked: ChatRequest | CompletionRequest) -> list[int]:
+        """Takes long for a long text: not for the thread of the streams."""
+        is_chat = isinstance(asked, ChatRequest)
         with tokenizing:  # a tokenizer is not for two threads at a time
-            return prompt_tokens(served.tokenizer, text, with_special)
+            prompt = chat_text(asked, served.chat_template, served.tokenizer) if is_chat else asked.prompt
+            if not isinstance(prompt, str):
+                return prompt
+            try:
+                return prompt_tokens(served.tokenizer, prompt, with_special=not is_chat)
+            except ValueError as error:
+                raise Refusal(400, str(error), param="messages" if is_chat else "prompt") from error
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -129,17 +162,14 @@ def create_app(served: Served) -> FastAPI:
     @app.post("/v1/chat/completions")
     async def chat(asked: ChatRequest, request: Request) -> Response:
         _check_name(asked.model, served)
-        text = chat_text(asked, served.chat_template, served.tokenizer)
-        prompt = await asyncio.to_thread(tokens_of, text, False)
+        prompt = await asyncio.to_thread(tokens_of, asked)
         new = asked.max_completion_tokens or asked.max_tokens
         return await _answer(request, served, asked, prompt, new, is_chat=True)
 
     @app.post("/v1/completions")
     async def complete(asked: CompletionRequest, request: Request) -> Response:
         _check_name(asked.model, served)
-        prompt = asked.prompt
-        if isinstance(prompt, str):
-            prompt = await asyncio.to_thread(tokens_of, prompt, True)
+        prompt = await asyncio.to_thread(tokens_of, asked)
         new = asked.max_tokens or max(1, min(DEFAULT_COMPLETION, served.context - len(prompt)))
         return await _answer(request, served, asked, prompt, new, is_chat=False)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -12,19 +11,20 @@ from sparse_bitnet.serving.errors import Refusal
 from sparse_bitnet.serving.requests import ChatRequest
 
 
-def read_chat_template(file: Path | None, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The template in `file`, or else the tokenizer's own, None where it has none; ValueError for a file not read."""
-    if file is None:
-        return tokenizer.chat_template
+def read_chat_template(file: Path) -> str:
+    """ValueError for a file that cannot be read."""
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--chat-template {file} cannot be read: {error}") from error
 
 
-def chat_text(asked: ChatRequest, template: Any, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The messages up to where the assistant goes on; Refusal where there is no template or it takes no such chat."""
-    if template is None:
+def chat_text(asked: ChatRequest, template: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The messages up to where the assistant goes on, by `template` or, where it is None, the tokenizer's own.
+
+    Refusal where there is neither, or it takes no such chat.
+    """
+    if template is None and tokenizer.chat_template is None:
         raise Refusal(
             400, "the model's tokenizer has no chat template: use /v1/completions, or serve with --chat-template FILE"
         )

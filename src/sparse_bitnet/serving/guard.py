@@ -1,8 +1,10 @@
-"""What a request has to pass before an app reads it: the key, and a body that is not too large."""
+"""What a request has to pass before an app reads it: the host, the key, and a body that is not too large."""
 
 from __future__ import annotations
 
 import hmac
+import re
+from collections.abc import Collection
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -16,10 +18,20 @@ DRAINED = 16  # times the largest body are read and thrown away, for a client th
 
 
 class Guard:
-    """An app behind a key, where there is one: `Authorization: Bearer KEY`, or 401. A body that is too large is 413."""
+    """An app behind a key, where there is one: `Authorization: Bearer KEY`, or 401. A body that is too large is 413.
 
-    def __init__(self, app: ASGIApp, api_key: str | None = None, largest_body: int = LARGEST_BODY) -> None:
-        self.app, self.largest_body = app, largest_body
+    Where there are `hosts`, a request to another is 403: the name of a site that is open in a browser may be made to
+    lead to this machine (DNS rebinding), and its page then asks as if it were of this server.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        api_key: str | None = None,
+        largest_body: int = LARGEST_BODY,
+        hosts: Collection[str] | None = None,
+    ) -> None:
+        self.app, self.largest_body, self.hosts = app, largest_body, hosts
         self.refusal = Refusal(413, f"the body is larger than {largest_body} bytes: send less")
         self.authorization = None if api_key is None else f"Bearer {api_key}".encode()
 
@@ -28,6 +40,11 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        host = re.sub(r":\d+$", "", headers.get("host", "")).lower()
+        if self.hosts is not None and host not in self.hosts:
+            wrong = Refusal(403, f"the host {host!r} is none of this server's: {', '.join(sorted(self.hosts))}")
+            await wrong.response()(scope, receive, send)
+            return
         if self.authorization is not None and scope["path"] not in OPEN_PATHS:
             given = headers.get("authorization", "").encode("latin-1")
             if not hmac.compare_digest(given, self.authorization):

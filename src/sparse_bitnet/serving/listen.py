@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 GRACE = 10.0  # seconds that answers on their way have after the first signal
 LONGER = 5.0  # and that what ends them may take
+MOST_CONNECTIONS = 1024
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -40,6 +41,12 @@ def is_loopback(bound: socket.socket) -> bool:
     return ip_address(bound.getsockname()[0]).is_loopback
 
 
+def own_hosts(host: str, bound: socket.socket) -> set[str]:
+    """As clients on this machine write them: this machine, `host`, and where that led to."""
+    names = {"localhost", "127.0.0.1", "::1", host.lower(), bound.getsockname()[0]}
+    return {f"[{name}]" if ":" in name else name for name in names}
+
+
 def listen(
     app: ASGIApp, bound: socket.socket, ready: Callable[[], object], end: Callable[[], object] | None = None
 ) -> None:
@@ -61,8 +68,9 @@ def listen(
             await super().shutdown(sockets)
 
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=int(GRACE + LONGER), ws="none"
-    )
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=int(GRACE + LONGER), ws="none",
+        limit_concurrency=MOST_CONNECTIONS,
+    )  # fmt: skip
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more at its end, which is no failure
         signal.signal(number, lambda *_: None)
     Server(config).run([bound])

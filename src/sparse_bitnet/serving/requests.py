@@ -6,11 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from sparse_bitnet.engine.sampling import Sampling
+from sparse_bitnet.engine.sampling import LARGEST_TOP_K, SEEDS, Sampling
 from sparse_bitnet.serving.errors import Refusal
 
 DEFAULT_COMPLETION = 16  # tokens, as OpenAI's interface has it; a chat goes on to the end of the context
 MOST_STOPS = 4
+MOST_MESSAGES = 4096
 
 WITHOUT_EFFECT = {
     "user", "metadata", "store", "service_tier", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention",
@@ -48,21 +49,42 @@ def _listed(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
 
+def _none(listed: Any) -> Any:
+    return None if listed == [] else listed
+
+
+Nothing = Annotated[None, BeforeValidator(_none)]
+
+
 class StreamOptions(BaseModel):
     """The last piece of a stream tells the counts of tokens where `include_usage` is set."""
 
+    model_config = ConfigDict(extra="forbid", strict=True)
+
     include_usage: bool = False
+    include_obfuscation: bool | None = None  # padding of the pieces, which are not padded
 
 
 class Message(BaseModel):
-    """One turn of a chat; what templates call system is developer too in newer clients."""
+    """One turn of a chat; what templates call system is developer too in newer clients.
+
+    A `name` is for the template. The last fields are those of an answer that is sent back as it came.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[str, BeforeValidator(_text)]
-    tool_calls: None = None
+    name: str | None = None
+    tool_calls: Nothing = None
+    function_call: None = None
+    refusal: None = None
+    annotations: Nothing = None
+    audio: None = None
 
     def to_template(self) -> dict[str, str]:
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+        said = {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+        return said if self.name is None else {**said, "name": self.name}
 
 
 class Asked(BaseModel):
@@ -74,9 +96,9 @@ class Asked(BaseModel):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=LARGEST_TOP_K)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=SEEDS.start, lt=SEEDS.stop)] | None = None
     stop: (
         Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MOST_STOPS), BeforeValidator(_listed)]
         | None
@@ -115,7 +137,7 @@ class Asked(BaseModel):
 class ChatRequest(Asked):
     """POST /v1/chat/completions. `chat_template_kwargs` go to the template, as `enable_thinking` of Qwen3 does."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 

@@ -55,6 +55,7 @@ class Worker:
         self.decoder, self.most = decoder, most
         self._batch = Batch(decoder)
         self._orders: SimpleQueue[tuple[str, Job | None]] = SimpleQueue()
+        self._asked: set[Job] = set()  # those whose orders are not taken yet
         self._waiting: deque[Job] = deque()
         self._running: dict[Writing, Job] = {}
         self._end: Exception | None = None
@@ -67,7 +68,7 @@ class Worker:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting) + self._orders.qsize()
+        return len(self._asked) + len(self._waiting)
 
     @property
     def is_alive(self) -> bool:
@@ -80,7 +81,10 @@ class Worker:
         if self.waiting >= MOST_WAITING:
             raise BusyError(f"{self.waiting} requests wait already")
         job = Job(self, prompt, new, sampling, stop)
+        self._asked.add(job)
         self._orders.put(("begin", job))
+        if self._end is not None:  # it may have ended since, and looked for the last time at who waits
+            raise self._end
         return job
 
     def drop(self, job: Job) -> None:
@@ -105,6 +109,7 @@ class Worker:
             job.deliver(self._end)
         self._running.clear()
         self._waiting.clear()
+        self._asked.clear()
 
     def _obey(self) -> bool:
         """Take the orders that are there, or wait for one where there is nothing to do; False is the end."""
@@ -113,6 +118,7 @@ class Worker:
             if job is None:
                 return False
             if order == "begin":
+                self._asked.discard(job)
                 self._waiting.append(job)
             elif job.writing is not None:
                 self._batch.drop(job.writing)
