@@ -135,12 +135,14 @@ def create_app(served: Served) -> FastAPI:
     def tokens_of(asked: ChatRequest | CompletionRequest) -> list[int]:
         """Takes long for a long text: not for the thread of the streams."""
         is_chat = isinstance(asked, ChatRequest)
+        text = "" if is_chat else asked.prompt
+        if not isinstance(text, str):  # they are tokens
+            return text
         with tokenizing:  # a tokenizer is not for two threads at a time
-            prompt = chat_text(asked, served.chat_template, served.tokenizer) if is_chat else asked.prompt
-            if not isinstance(prompt, str):
-                return prompt
+            if is_chat:
+                text = chat_text(asked, served.chat_template, served.tokenizer)
             try:
-                return prompt_tokens(served.tokenizer, prompt, with_special=not is_chat)
+                return prompt_tokens(served.tokenizer, text, with_special=not is_chat)
             except ValueError as error:
                 raise Refusal(400, str(error), param="messages" if is_chat else "prompt") from error
 
