@@ -231,7 +231,11 @@ def test_the_speeds_on_a_gpu_are_those_of_the_result_files() -> None:
     kernels = RESULTS["generation-3b-decode-1-h100"]["decode"][1]["kernels"]
     ms = {kernel["kernel"]: kernel["ms"] for kernel in kernels}
     assert f"Of the {sum(ms.values()):.2f} ms of kernels in a step" in told
+    head = max(kernel["ms"] for kernel in kernels if kernel["calls"] == 1)
     assert f"products take {ms['_multiply_words']:.2f}, quantisation {ms['_quantize']:.2f}" in told
+    assert f"and the head, which is bf16 in both, {head:.2f}." in told
+    weak = [row for (height, width, tokens, _), row in products.items() if (height, tokens // 1025) == (2048, 0)]
+    assert len(weak) == 4 and all(row["times_fp8+"] < 1 for row in weak)  # 256 and 1,024 tokens
 
 
 def test_the_speeds_on_a_cpu_are_those_of_the_result_file() -> None:

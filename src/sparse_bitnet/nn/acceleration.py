@@ -111,8 +111,8 @@ def accelerate(
     fuse    whether q, k and v, and gate and up, are multiplied as one
 
     Weights in another format than i2 are kept as i2 too, and those that use sparse tensor cores as fragments, which
-    take (2 - 4 / m) / 4 bytes a weight. Neither is part of the state dict, and a layer that is moved lets them go: call
-    this again. ValueError where there is no packed layer, or one is not on a GPU.
+    take (2 - 4 / m) / 4 bytes a weight. Neither is part of the state dict, and a layer that is moved or loaded anew
+    lets them go: call this again. ValueError where there is no packed layer, or one is not on a GPU.
     """
     layers = [layer for _, layer in named_layers(model) if isinstance(layer, PackedLinear)]
     if not layers:
@@ -143,14 +143,15 @@ def _choose(layers: Sequence[PackedLinear], tokens: Sequence[int], dtype: torch.
     first = layers[0]
     shape, recipe, device = (first.out_features, first.in_features), first.recipe, first.weight.device
     refusal = sparse_forward_obstacle(recipe, shape) or sparse_tensor_core_obstacle(device, dtype)
-    weights = [fast_weight(layer, has_fragments=refusal is None) for layer in layers[:MOST_LAYERS]]
+    weights = [fast_weight(layer, has_fragments=refusal is None) for layer in layers]
+    measured = weights[:MOST_LAYERS]
     times: dict[int, dict[str, float]] = {}
     for count in tokens:
         x = torch.randn(count, shape[1], device=device, dtype=dtype)
         products = [FastWeight.multiply_packed, *([FastWeight.multiply_sparse] if refusal is None else [])]
         times[count] = {
-            product.__name__.removeprefix("multiply_"): 1e3 / len(weights)
-            * milliseconds(lambda product=product, x=x: [product(one, x) for one in weights], REPEATS, device)
+            product.__name__.removeprefix("multiply_"): 1e3 / len(measured)
+            * milliseconds(lambda product=product, x=x: [product(one, x) for one in measured], REPEATS, device)
             for product in products
         }  # fmt: skip
     sparse_from = NEVER
@@ -158,9 +159,9 @@ def _choose(layers: Sequence[PackedLinear], tokens: Sequence[int], dtype: torch.
         if times[count].get("sparse", float("inf")) > times[count]["packed"]:
             break
         sparse_from = count
-    for layer in layers:
-        weight = fast_weight(layer, has_fragments=sparse_from != NEVER)
-        layer.fast = replace(weight, sparse_from=sparse_from)
+    for layer, weight in zip(layers, weights, strict=True):
+        fragments = None if sparse_from == NEVER else weight.fragments
+        layer.fast = replace(weight, fragments=fragments, sparse_from=sparse_from)
     return Choice(shape, recipe, len(layers), times, refusal, sparse_from)
 
 

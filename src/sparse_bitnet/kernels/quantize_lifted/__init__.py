@@ -38,7 +38,7 @@ def quantize_and_lift(x: Tensor, activations: Activations, m: int) -> tuple[Tens
 @torch.library.custom_op("sparse_bitnet::quantize_lifted", mutates_args=())
 def _quantize_lifted(x: Tensor, activations: str, m: int, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The codes come third where they are to be kept and are others than the lifted ones; else nothing does."""
-    codes = torch.empty(kept_shape(x, m, keep), dtype=torch.int8, device=x.device)
+    codes = torch.empty(_kept_shape(x, m, keep), dtype=torch.int8, device=x.device)
     lifted, scale = OPERATOR.run(x, cast(Activations, activations), m, codes)
     return lifted, scale, codes
 
@@ -47,9 +47,9 @@ def _quantize_lifted(x: Tensor, activations: str, m: int, keep: bool) -> tuple[T
 def _(x: Tensor, activations: str, m: int, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     lifted = x.new_empty(*x.shape[:-1], lifted_width(x.shape[-1], m), dtype=torch.int8)
     scale = x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
-    return lifted, scale, x.new_empty(kept_shape(x, m, keep), dtype=torch.int8)
+    return lifted, scale, x.new_empty(_kept_shape(x, m, keep), dtype=torch.int8)
 
 
-def kept_shape(x: Tensor, m: int, keep: bool) -> tuple[int, ...]:
+def _kept_shape(x: Tensor, m: int, keep: bool) -> tuple[int, ...]:
     """Of the codes that are written beside the lifted ones."""
     return tuple(x.shape) if keep and m != WINDOW else (0,)

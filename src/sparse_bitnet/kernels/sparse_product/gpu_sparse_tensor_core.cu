@@ -114,7 +114,6 @@ __device__ __forceinline__ u32 pair(float low, float high) {
 
 // Where a tile lies: its rows, counted in clusters' heights, and its tokens, in tiles. Rows are taken in bands, whose
 // fragments stay in the cache while all tokens go by, and in a band rows before tokens: blocks at work at a time share.
-// What bounds a long run is power, and bytes that come from far cost most of it.
 struct Place {
     int row_tile, token_tile;
 };
