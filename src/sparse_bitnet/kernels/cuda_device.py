@@ -29,10 +29,14 @@ def obstacle() -> str | None:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A compiled kernel and the bytes of shared memory that it is launched with."""
+    """A compiled kernel and the bytes of shared memory that it is launched with.
+
+    waits  for the kernels before it to have finished, by itself: so it may begin while the last one ends
+    """
 
     handle: Any
     shared_bytes: int
+    waits: bool = False
 
     def launch(self, blocks: int, threads: int, maps: Sequence[TensorMap], *arguments: int) -> None:
         """On torch's current device and stream; maps come first, then pointers and ints, which take 8 bytes each here.
@@ -44,10 +48,26 @@ class Kernel:
         places = [one.address for one in maps] + [here + 8 * index for index in range(len(arguments))]
         pointers = (ctypes.c_int64 * len(places))(*places)
         stream = torch._C._cuda_getCurrentRawStream(torch.cuda.current_device())
-        answer = driver.cuLaunchKernel(
-            self.handle, blocks, 1, 1, threads, 1, 1, self.shared_bytes, stream, ctypes.addressof(pointers), 0
-        )
+        if not self.waits:
+            answer = driver.cuLaunchKernel(
+                self.handle, blocks, 1, 1, threads, 1, 1, self.shared_bytes, stream, ctypes.addressof(pointers), 0
+            )
+        else:
+            config = driver.CUlaunchConfig()
+            config.gridDimX, config.gridDimY, config.gridDimZ = blocks, 1, 1
+            config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+            config.sharedMemBytes, config.hStream = self.shared_bytes, stream
+            config.attrs, config.numAttrs = [_early()], 1
+            answer = driver.cuLaunchKernelEx(config, self.handle, ctypes.addressof(pointers), 0)
         _check(answer)
+
+
+@lru_cache(maxsize=1)
+def _early() -> Any:
+    attribute = driver.CUlaunchAttribute()
+    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value.programmaticStreamSerializationAllowed = 1
+    return attribute
 
 
 @dataclass(frozen=True)
@@ -76,7 +96,7 @@ def compile_kernel(source: Path, name: str, shared_bytes: int = 0, **definitions
     limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     for device in range(torch.cuda.device_count()):
         _check(driver.cuKernelSetAttribute(limit, shared_bytes, kernel, device))
-    return Kernel(driver.CUfunction(int(kernel)), shared_bytes)
+    return Kernel(driver.CUfunction(int(kernel)), shared_bytes, waits=b"griddepcontrol.wait" in source.read_bytes())
 
 
 def tensor_map(tensor: Tensor, rows: int, columns: int, box_rows: int, box_bytes: int = 128) -> TensorMap:
