@@ -17,7 +17,7 @@ forwards and then backwards, and the mean is told: at its limit of power a GPU s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -118,8 +118,7 @@ def fp8_systems(weight: Tensor, x: Tensor) -> dict[str, System]:
     """`fp8` and `fp8-precise`, products alone, and `fp8+`, with the quantisation of x, over an int8 weight [O, I]."""
     eighths = [copy.T for copy in cold_copies(weight.to(torch.float8_e4m3fn))]
     ones = torch.ones(1, weight.shape[0], device=x.device)
-    torch.compiler.reset()  # one shape after the other is compiled, and there is a limit
-    quantize = torch.compile(_fp8, dynamic=False)
+    quantize, _ = _compiled(len(x), *weight.shape)
     narrow, scale = quantize(x)
 
     def product(weight: Tensor, narrow: Tensor = narrow, scale: Tensor = scale, fast: bool = True) -> Tensor:
@@ -132,6 +131,16 @@ def fp8_systems(weight: Tensor, x: Tensor) -> dict[str, System]:
     }
 
 
+@lru_cache(maxsize=1)
+def _compiled(tokens: int, height: int, width: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """_fp8 and _rescale for exactly these sizes, as fast as torch makes them; all patterns of a shape share them.
+
+    Reset before, as there is a limit to how many sizes a function is compiled for, and beyond it is run uncompiled.
+    """
+    torch.compiler.reset()
+    return torch.compile(_fp8, dynamic=False), torch.compile(_rescale, dynamic=False)
+
+
 def _fp8(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [T, I] -> e4m3 [T, I] and its scale [T, 1], by which it is multiplied to come back."""
     scale = x.abs().amax(-1, keepdim=True).float().clamp(min=1e-5) / LARGEST_FP8
@@ -142,7 +151,7 @@ def _int8_systems(weight: Tensor, x: Tensor, row_scale: Tensor) -> dict[str, Sys
     """`int8` and `int8+`, over an int8 weight [O, I]: exact as ours is, and dense."""
     columns = [copy.T for copy in cold_copies(weight)]
     codes, _ = quantize_lifted(x, "int8", WINDOW)
-    rescale = torch.compile(_rescale, dynamic=False)
+    _, rescale = _compiled(len(x), *weight.shape)
 
     def layer(weight: Tensor) -> Tensor:
         codes, scale = quantize_lifted(x, "int8", WINDOW)

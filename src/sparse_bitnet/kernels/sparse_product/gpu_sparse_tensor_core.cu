@@ -1,15 +1,16 @@
 // The sparse product on Hopper's tensor cores. Compiled at run time by NVRTC, which defines RESULT (bf16 or f16), PER_ROW
 // (whether each row has a scale and a bias of its own, or all have one scale and none a bias), and what tiling.py tells:
-// WARPGROUPS that multiply (2 or 4), TOKENS of a tile (128 or 256), SPLITS of the lifted columns, STAGES in flight.
+// TOKENS of a tile (128 or 256), SPLITS of the lifted columns, STAGES in flight.
 //
 // y[t, o] = (sum over k of q[t, k] * codes[o, k]) * row_scale[o] / token_scale[t] + bias[o]
 //
 // q [T, K] int8 are lifted activations, codes [O, K] are ternary and 2:4 along K (see formats/windows.py). The weight
-// is operand A of wgmma.sp, m64n256k64, and comes as fragments of 2 bits a weight (see formats/fragments.py), which the
-// threads unpack in registers. What bounds a sparse product is shared memory: the tensor cores read 128 bytes of
-// activations a cycle, all that it gives, and whatever is written there comes on top. Hence the large tile of 256
-// tokens, which two warpgroups multiply with 64 rows each, and the fragments, which are an eighth of the activations. A
-// third role, one warp, loads: ROW_BLOCKS blocks share their tokens, each loading its part of them for all.
+// is operand A of wgmma.sp, m64nTOKENSk64, and comes as fragments of 2 bits a weight (see formats/fragments.py), which
+// the threads unpack in registers. What bounds a sparse product is shared memory: the tensor cores read 128 bytes of
+// activations a cycle, all that it gives, and whatever is written there comes on top. Hence the large tile of 256 tokens
+// wherever it leaves no multiprocessor idle, which two warpgroups multiply with 64 rows each, and the fragments, which
+// are an eighth of its activations. A third role, one warp, loads: ROW_BLOCKS blocks share their tokens, each loading
+// its part of them for all.
 //
 // Where tiles are fewer than multiprocessors, SPLITS such pairs of blocks share a tile: each sums a part of the lifted
 // columns, hands its sums to the others through distributed shared memory, and finishes its part of the tokens. Integers
@@ -18,8 +19,7 @@
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-constexpr bool LOADERS_GIVE_REGISTERS = WARPGROUPS == 4;  // to those that multiply, and are a whole warpgroup then
-constexpr int THREADS = 128 * WARPGROUPS + (LOADERS_GIVE_REGISTERS ? 128 : 32);
+constexpr int WARPGROUPS = 2;  // that multiply
 constexpr int ROW_BLOCKS = 2;  // that share tokens
 constexpr int CLUSTER = ROW_BLOCKS * SPLITS;  // blocks
 constexpr int ROWS = 64;       // of the weight, a warpgroup
@@ -186,7 +186,7 @@ __device__ __forceinline__ Place place_of(int tile, int row_tiles, int token_til
     return {band * BAND + inside % height, inside / height};
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) __cluster_dims__(CLUSTER, 1, 1) sparse_product(
+extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, 1) __cluster_dims__(CLUSTER, 1, 1) sparse_product(
     const __grid_constant__ TensorMap activations, const __grid_constant__ TensorMap result, const uint4* fragments,
     const float* token_scale, const float* row_scale, const float* bias, int row_scales, int tokens, int out_features,
     int groups, int stages, int row_tiles, int token_tiles) {
@@ -214,9 +214,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) __cluster_dims__(CLUSTE
     u32 phase = 0;
 
     if (warpgroup == WARPGROUPS) {
-        if (LOADERS_GIVE_REGISTERS) asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
         if (thread == 0) {
-            constexpr int PART = TOKENS / ROW_BLOCKS, UNROLLED = LOADERS_GIVE_REGISTERS ? 1 : WARPGROUPS;
+            constexpr int PART = TOKENS / ROW_BLOCKS;
             for (int tile = first; tile < all_tiles; tile += step) {
                 Place place = place_of(tile, row_tiles, token_tiles);
                 int token = place.token_tile * TOKENS + block * PART;
@@ -231,7 +230,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) __cluster_dims__(CLUSTE
                         "l"(&activations), "r"(ready), "r"(stage * DEPTH), "r"(token),
                         "h"((unsigned short)(((1 << ROW_BLOCKS) - 1) << split * ROW_BLOCKS))
                         : "memory");
-#pragma unroll UNROLLED
+#pragma unroll
                     for (int i = 0; i < WARPGROUPS; ++i) {
                         const uint4* source = fragments + ((size_t)min(group + i, groups - 1) * stages + stage) * 128;
                         asm volatile(
@@ -250,7 +249,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) __cluster_dims__(CLUSTE
             meet_cluster();
         }
     } else {
-        if (LOADERS_GIVE_REGISTERS) asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
         int warp = thread / 32, lane = thread % 32;
         u32 results = shared + RESULTS + warpgroup * RESULT_BYTES;
         float2* factors = (float2*)(memory + FACTORS) + warpgroup * TOKENS;

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparse_bitnet.kernels import cuda_device
 from sparse_bitnet.kernels.sparse_product import COLUMNS_MULTIPLE, ROWS_MULTIPLE, SparseWeight
-from sparse_bitnet.kernels.sparse_product.tiling import ROW_BLOCKS, Tiling, best_tiling
+from sparse_bitnet.kernels.sparse_product.tiling import ROW_BLOCKS, SHARED_BYTES, THREADS, TILINGS, Tiling, best_tiling
 
 SOURCE = Path(__file__).with_suffix(".cu")
 MOST_COLUMNS = 65536  # half of them not 0, times 128, stay below 2^22
@@ -52,7 +52,7 @@ def run(
     )
     with torch.cuda.device_of(codes):
         plan.kernel.launch(
-            plan.blocks, plan.threads, maps,
+            plan.blocks, THREADS, maps,
             fragments.data_ptr(), token_scale.data_ptr(), row_scale.data_ptr(), 0 if bias is None else bias.data_ptr(),
             scales, tokens, weight.out_features, groups, stages, plan.row_tiles, plan.token_tiles,
         )  # fmt: skip
@@ -66,7 +66,6 @@ class _Plan:
     kernel: cuda_device.Kernel
     tiling: Tiling
     blocks: int
-    threads: int
     row_tiles: int
     token_tiles: int
 
@@ -81,8 +80,8 @@ def _plan(
     device: torch.device,
     tiling: Tiling | None,
 ) -> _Plan:
-    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    tiling = tiling or best_tiling(groups, stages, tokens, multiprocessors)
+    at_once = _clusters_at_once(device)
+    tiling = tiling or best_tiling(groups, stages, tokens, at_once)
     kernel = cuda_device.compile_kernel(
         SOURCE, "sparse_product", tiling.shared_bytes,
         RESULT=RESULTS[dtype], PER_ROW=int(per_row), **tiling.definitions,
@@ -90,5 +89,12 @@ def _plan(
     row_tiles, token_tiles = tiling.tiles(groups, tokens)
     clusters = row_tiles * token_tiles  # one tile each where columns are split, since the ring then ends with sums
     if tiling.splits == 1:
-        clusters = min(clusters, multiprocessors // tiling.cluster)
-    return _Plan(kernel, tiling, clusters * tiling.cluster, tiling.threads, row_tiles, token_tiles)
+        clusters = min(clusters, at_once[tiling.cluster])
+    return _Plan(kernel, tiling, clusters * tiling.cluster, row_tiles, token_tiles)
+
+
+@lru_cache(maxsize=64)
+def _clusters_at_once(device: torch.device) -> dict[int, int]:
+    """By the number of their blocks, of which a multiprocessor has one."""
+    sizes = {tiling.cluster for tiling in TILINGS}
+    return {blocks: cuda_device.clusters_at_once(blocks, SHARED_BYTES, device.index) for blocks in sizes}
