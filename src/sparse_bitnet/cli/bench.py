@@ -216,7 +216,7 @@ def decode(
         given = [name for name in context.params if _is_given(context, name) and name not in ("device", "json")]
         if given:
             option = "--" + given[0].replace("_", "-")
-            raise ValueError(f"{option} is an option of the CPU's bench: `bench generation` has those of --device {device}")
+            raise ValueError(f"{option} is for a CPU: `bench generation` has the options of --device {device}")
         return generation(prompt="", device=device, json=json)
     _check_native("bench decode measures the native engine")
     if compare not in ("", "llama.cpp"):
