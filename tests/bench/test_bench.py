@@ -190,6 +190,11 @@ def test_bench_decode_prints_and_writes_what_it_measures(tmp_path: Path) -> None
     assert "g4s3: " in answer.output
 
 
+def test_bench_decode_refuses_options_that_a_gpu_would_ignore() -> None:
+    answer = CliRunner().invoke(app, ["bench", "decode", "--device", "cuda", "--new-tokens", "5"])
+    assert str(answer.exception) == "--new-tokens is for a CPU: `bench generation` has the options of --device cuda"
+
+
 def test_bench_decode_says_how_to_get_its_rival(monkeypatch: pytest.MonkeyPatch) -> None:
     need_native_kernels()
     answer = CliRunner().invoke(app, ["bench", "decode", "--compare", "vllm"])

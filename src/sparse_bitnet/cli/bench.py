@@ -193,6 +193,7 @@ def linear(
 
 @app.command("decode")
 def decode(
+    context: typer.Context,
     formats: Annotated[str, typer.Option(help="Separated by commas.")] = "i2,g4s3",
     threads: Annotated[str, typer.Option(help="Separated by commas.")] = "1,2",
     hidden: Annotated[int, typer.Option(min=4, help="Width of the model.")] = 1536,
@@ -217,6 +218,10 @@ def decode(
             raise ValueError(
                 f"--device {device} --compare {compare}: only the native engine of a CPU is compared with it"
             )
+        given = [name for name in context.params if _is_given(context, name) and name not in ("device", "json")]
+        if given:
+            option = "--" + given[0].replace("_", "-")
+            raise ValueError(f"{option} is for a CPU: `bench generation` has the options of --device {device}")
         return generation(prompt="", device=device, json=json)
     _check_native("bench decode measures the native engine")
     if compare not in ("", "llama.cpp"):
@@ -249,6 +254,11 @@ def decode(
             most, more = row["peak_bytes"] / 1e6, row["beyond_bytes"] / 1e6
             print(f"{row['format']}: {most:.0f} MB at most: {told}, {more:.0f} more")
     write_figures(json, result, bench.seed)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _check_native(purpose: str) -> None:
