@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from sparse_bitnet.kernels.sparse_product.tiling import TILINGS, Tiling
+
 KERNELS = Path(__file__).parents[2] / "src" / "sparse_bitnet" / "kernels"
 NVCC = shutil.which("nvcc")
 
@@ -28,11 +30,16 @@ def compiled(source: Path, directory: Path, **definitions: str) -> str:
 
 @pytest.mark.parametrize("result", ["bf16", "f16"])
 @pytest.mark.parametrize("per_row", ["0", "1"])
-def test_the_sparse_product_compiles_and_is_not_serialised(result: str, per_row: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tiling", TILINGS, ids=str)
+def test_the_sparse_product_compiles_and_is_not_serialised(
+    tiling: Tiling, result: str, per_row: str, tmp_path: Path
+) -> None:
     source = KERNELS / "sparse_product" / "gpu_sparse_tensor_core.cu"
-    told = compiled(source, tmp_path, RESULT=f'"{result}"', PER_ROW=per_row)
+    definitions = {name: str(value) for name, value in tiling.definitions.items()}
+    told = compiled(source, tmp_path, RESULT=f'"{result}"', PER_ROW=per_row, **definitions)
     assert "Compiling entry function 'sparse_product'" in told
     assert "serialized" not in told
+    assert tiling.splits > 1 or "0 bytes spill stores" in told
 
 
 @pytest.mark.parametrize(("m", "source"), [("4", "short"), ("6", "signed char"), ("8", "int"), ("32", "short")])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +13,8 @@ from sparse_bitnet.formats.windows import lift_activation
 from sparse_bitnet.kernels import quantize_lifted, sparse_product
 from sparse_bitnet.kernels.dequantize_fragments import dequantize_fragments
 from sparse_bitnet.kernels.quantize_lifted import reference as lifted_reference
+from sparse_bitnet.kernels.sparse_product import reference as product_reference
+from sparse_bitnet.kernels.sparse_product.tiling import TILINGS, Tiling
 from sparse_bitnet.kernels.weight_fragments import empty_fragments, write_fragments
 from sparse_bitnet.kernels.weight_fragments import reference as fragments_reference
 
@@ -89,6 +93,61 @@ def test_scales_and_bias(scales: int, has_bias: bool, device: str) -> None:
     plain = exact @ lift_weight_of(codes).double().T * row_scale.double() + (0 if bias is None else bias)
     assert y.shape == (2, 150, 96)
     torch.testing.assert_close(y.double(), plain, rtol=2**-8, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("has_scales", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("tokens", "rows", "columns"),
+    [(1, 8, 256), (7, 64, 512), (129, 264, 640), (300, 520, 1920), (1000, 1160, 1040), (2500, 2048, 2064)],
+)
+@pytest.mark.parametrize("tiling", TILINGS, ids=str)
+def test_every_tiling_gives_the_same(
+    tiling: Tiling, tokens: int, rows: int, columns: int, dtype: torch.dtype, has_scales: bool
+) -> None:
+    """Odd numbers of tokens, columns that end within a stage, stages that splits do not divide."""
+    from sparse_bitnet.kernels.sparse_product import gpu_sparse_tensor_core
+
+    codes = random_codes(rows, columns, "2:4").cuda()
+    x = torch.randint(-128, 128, (tokens, columns), dtype=torch.int8, device="cuda")
+    one = torch.ones(1, device="cuda")
+    row_scale = torch.rand(rows, device="cuda") + 0.5 if has_scales else one
+    bias = torch.randn(rows, device="cuda") if has_scales else None
+    weight = sparse_product.SparseWeight(packed(codes, 4), row_scale, bias, rows)
+    if tiling.splits > weight.fragments.shape[1]:
+        pytest.skip("more splits than stages: never chosen")
+    poison(tokens * rows, dtype, "cuda")
+    y = gpu_sparse_tensor_core.run(x, one.expand(tokens, 1), weight, dtype, tiling)
+    sums = (x.double() @ codes.double().T).float()
+    if not has_scales:
+        assert torch.equal(y.clamp(-60000, 60000), sums.clamp(-60000, 60000).to(dtype))
+    unsplit = gpu_sparse_tensor_core.run(x, one.expand(tokens, 1), weight, dtype, TILINGS[0])
+    assert torch.equal(y, unsplit)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_products_wait_for_what_they_read() -> None:
+    """They begin while the kernel before them ends: codes must be there, and room that others still read untouched."""
+    codes = random_codes(2048, 4096, "6:8").cuda()
+    weight = sparse_product.SparseWeight(packed(codes, 8), torch.ones(1, device="cuda"), None, 2048)
+    inputs = [torch.randn(300, 4096, device="cuda", dtype=torch.bfloat16) for _ in range(20)]
+
+    def products(run: Callable[..., Tensor]) -> list[Tensor]:
+        return [run(*quantize_lifted.quantize_lifted(x, "int8", 8), weight, torch.float16) for x in inputs]
+
+    expected = products(product_reference.run)
+    graph = torch.cuda.CUDAGraph()
+    products(sparse_product.OPERATOR.run)
+    with torch.cuda.graph(graph):
+        recorded = products(sparse_product.OPERATOR.run)
+    for _ in range(3):
+        graph.replay()
+        for found in (recorded, products(sparse_product.OPERATOR.run)):
+            for one, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(one, other, rtol=2**-10, atol=1e-5)
 
 
 def lift_weight_of(codes: Tensor) -> Tensor:

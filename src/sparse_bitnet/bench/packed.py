@@ -1,7 +1,8 @@
 """`bench packed`: one packed layer with few tokens on a GPU, beside the dense ones: what a step of decoding is made of.
 
     bf16    the dense product of cuBLAS
-    fp8     the dense product of cuBLASLt in e4m3, a scale a token and a row, and the quantisation of its activations
+    fp8     the dense product of cuBLASLt in e4m3, by its fast accumulation, a scale a token and a row, and the
+            quantisation of its activations
     ours    packed_linear: quantisation, product, scales
 
 All give bf16, in a CUDA graph. Weights are taken in turn from copies that together fill twice the cache, or are 64.
@@ -16,17 +17,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_bitnet.bench.checks import check_packed_linear
-from sparse_bitnet.bench.products import CACHE_BYTES, REPEATS, System, fp8_systems
-from sparse_bitnet.bench.timing import copy_bandwidth
+from sparse_bitnet.bench.products import REPEATS, System, fp8_systems
+from sparse_bitnet.bench.timing import cold_copies, copy_bandwidth
 from sparse_bitnet.formats import i2
 from sparse_bitnet.kernels.packed_linear import OPERATOR, PackedLayout
 from sparse_bitnet.kernels.timing import milliseconds
-
-MOST_COPIES = 64  # a graph of more launches takes long to record and tells no more
 
 
 def bench_packed(
@@ -44,10 +42,10 @@ def _rows(
     shape: tuple[int, int], tokens: Sequence[int], bandwidth: float, device: torch.device
 ) -> list[dict[str, Any]]:
     codes = torch.randint(-1, 2, shape, device=device, dtype=torch.int8)
-    packed = packed_copies(codes)
+    packed = cold_copies(i2.pack(codes))
     layout, scale = PackedLayout("i2", shape[1], "int8"), torch.ones(1, device=device)
     check_packed_linear(packed[0], layout, tokens)
-    dense = _copies(codes.to(torch.bfloat16))
+    dense = cold_copies(codes.to(torch.bfloat16))
     rows = []
     for count in tokens:
         x = torch.randn(count, shape[1], device=device, dtype=torch.bfloat16)
@@ -56,8 +54,7 @@ def _rows(
             "ours": (lambda weight, x=x: OPERATOR.run(x, weight, scale, None, layout), packed),
         }
         if device.type == "cuda":
-            fp8, eighths = fp8_systems([codes], x)["fp8+"]
-            systems["fp8"] = fp8, [copy.T for copy in _copies(eighths[0].T)]
+            systems["fp8"] = fp8_systems(codes, x)["fp8+"]
         row: dict[str, Any] = {"shape": list(shape), "tokens": count, "packed_bytes": packed[0].nbytes}
         for name, (run, weights) in systems.items():
             row[f"{name}_ms"] = milliseconds(
@@ -67,14 +64,3 @@ def _rows(
         row["share_of_copy_bandwidth"] = 1e3 * row["packed_bytes"] / bandwidth / row["ours_ms"]
         rows.append(row | {"copy_bytes_per_second": bandwidth})
     return rows
-
-
-def packed_copies(codes: Tensor) -> list[Tensor]:
-    """Codes [O, I] int8 packed in `i2`, in as many copies as the cache cannot hold."""
-    return _copies(i2.pack(codes))
-
-
-def _copies(weight: Tensor) -> list[Tensor]:
-    if weight.device.type != "cuda":
-        return [weight]
-    return [weight, *(weight.clone() for _ in range(min(MOST_COPIES, -(-CACHE_BYTES // weight.nbytes)) - 1))]

@@ -1,4 +1,4 @@
-"""What the hardware could do at best, and what its time goes into."""
+"""What the hardware could do at best, what its time goes into, and weights that its cache does not hold."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from sparse_bitnet.kernels.timing import milliseconds
@@ -13,6 +14,8 @@ from sparse_bitnet.kernels.timing import milliseconds
 ROOFLINE_BYTES = 2**30  # read and as many written: far beyond any cache
 ROOFLINE_SIZE = {"cuda": 8192, "cpu": 2048}
 KERNEL_NAME = 100  # characters of it
+CACHE_BYTES = 128 * 2**20  # more than twice the L2 of an H100 or H200
+MOST_COPIES = 64  # a graph of more launches takes long to record and tells no more
 
 
 def copy_bandwidth(device: torch.device) -> float:
@@ -40,3 +43,10 @@ def kernel_times(step: Callable[[], object]) -> list[dict[str, Any]]:
         for event in events
         if event.self_device_time_total
     ]
+
+
+def cold_copies(weight: Tensor) -> list[Tensor]:
+    """`weight` and clones of it, so many that taken in turn they come from memory: CACHE_BYTES, or MOST_COPIES."""
+    if weight.device.type != "cuda":
+        return [weight]
+    return [weight, *(weight.clone() for _ in range(min(MOST_COPIES, -(-CACHE_BYTES // weight.nbytes)) - 1))]

@@ -14,6 +14,7 @@ from cuda.bindings import driver, nvrtc  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
 CAPABILITY = (9, 0)  # of Hopper: wgmma and the bulk copies between its blocks are there and nowhere else
+EMPTY = b'extern "C" __global__ void empty() {}'
 
 
 def obstacle() -> str | None:
@@ -29,10 +30,14 @@ def obstacle() -> str | None:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A compiled kernel and the bytes of shared memory that it is launched with."""
+    """A compiled kernel and the bytes of shared memory that it is launched with.
+
+    waits  for the kernels before it to have finished, by itself: so it may begin while the last one ends
+    """
 
     handle: Any
     shared_bytes: int
+    waits: bool = False
 
     def launch(self, blocks: int, threads: int, maps: Sequence[TensorMap], *arguments: int) -> None:
         """On torch's current device and stream; maps come first, then pointers and ints, which take 8 bytes each here.
@@ -43,11 +48,28 @@ class Kernel:
         here = ctypes.addressof(values)
         places = [one.address for one in maps] + [here + 8 * index for index in range(len(arguments))]
         pointers = (ctypes.c_int64 * len(places))(*places)
-        stream = torch._C._cuda_getCurrentRawStream(torch.cuda.current_device())
-        answer = driver.cuLaunchKernel(
-            self.handle, blocks, 1, 1, threads, 1, 1, self.shared_bytes, stream, ctypes.addressof(pointers), 0
-        )
-        _check(answer)
+        config = _config(blocks, threads, self.shared_bytes, *([_early()] if self.waits else []))
+        config.hStream = torch._C._cuda_getCurrentRawStream(torch.cuda.current_device())
+        _check(driver.cuLaunchKernelEx(config, self.handle, ctypes.addressof(pointers), 0))
+
+
+def _config(blocks: int, threads: int, shared_bytes: int, *attributes: Any) -> Any:
+    config = driver.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = blocks, 1, 1
+    config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+    config.sharedMemBytes = shared_bytes
+    if attributes:
+        config.attrs, config.numAttrs = list(attributes), len(attributes)
+    return config
+
+
+@lru_cache(maxsize=1)
+def _early() -> Any:
+    """For a launch that may come before the last kernel has ended."""
+    attribute = driver.CUlaunchAttribute()
+    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value.programmaticStreamSerializationAllowed = 1
+    return attribute
 
 
 @dataclass(frozen=True)
@@ -61,13 +83,17 @@ class TensorMap:
 @lru_cache(maxsize=64)
 def compile_kernel(source: Path, name: str, shared_bytes: int = 0, **definitions: int | str) -> Kernel:
     """The kernel `name` of a file, with `definitions` for its preprocessor; RuntimeError with the compiler's words."""
-    torch.cuda.init()  # there is a context now
-    _, program = _check(nvrtc.nvrtcCreateProgram(source.read_bytes(), source.name.encode(), 0, [], []))
+    return _compile(source.read_bytes(), source.name, name, shared_bytes, **definitions)
+
+
+def _compile(text: bytes, file: str, name: str, shared_bytes: int, **definitions: int | str) -> Kernel:
+    torch.cuda.init()  # and the driver with it
+    _, program = _check(nvrtc.nvrtcCreateProgram(text, file.encode(), 0, [], []))
     options = ["--gpu-architecture=sm_90a", "--std=c++17", *(f"-D{key}={value}" for key, value in definitions.items())]
     if nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])[0].value:
         log = bytearray(_check(nvrtc.nvrtcGetProgramLogSize(program))[1])
         nvrtc.nvrtcGetProgramLog(program, log)
-        raise RuntimeError(f"{source.name} does not compile: {log.decode(errors='replace')}")
+        raise RuntimeError(f"{file} does not compile: {log.decode(errors='replace')}")
     binary = bytearray(_check(nvrtc.nvrtcGetCUBINSize(program))[1])
     _check(nvrtc.nvrtcGetCUBIN(program, binary))
     _check(nvrtc.nvrtcDestroyProgram(program))
@@ -76,7 +102,26 @@ def compile_kernel(source: Path, name: str, shared_bytes: int = 0, **definitions
     limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     for device in range(torch.cuda.device_count()):
         _check(driver.cuKernelSetAttribute(limit, shared_bytes, kernel, device))
-    return Kernel(driver.CUfunction(int(kernel)), shared_bytes)
+    return Kernel(driver.CUfunction(int(kernel)), shared_bytes, waits=b"griddepcontrol.wait" in text)
+
+
+def clusters_at_once(blocks: int, shared_bytes: int, device: int) -> int:
+    """How many clusters of so many blocks, with so much shared memory each, run on a GPU at a time.
+
+    A cluster lies within one of the groups that multiprocessors come in, and what is left over in each stays idle: so
+    fewer fit than their blocks alone would.
+    """
+    kernel = _compile(EMPTY, "empty.cu", "empty", shared_bytes)
+    attribute = driver.CUlaunchAttribute()
+    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+    size = attribute.value.clusterDim
+    size.x, size.y, size.z = blocks, 1, 1
+    _, context = _check(driver.cuDevicePrimaryCtxRetain(device))
+    _check(driver.cuCtxPushCurrent(context))
+    answer = driver.cuOccupancyMaxActiveClusters(kernel.handle, _config(blocks, 32, shared_bytes, attribute))
+    _check(driver.cuCtxPopCurrent())
+    _check(driver.cuDevicePrimaryCtxRelease(device))
+    return _check(answer)[1]
 
 
 def tensor_map(tensor: Tensor, rows: int, columns: int, box_rows: int, box_bytes: int = 128) -> TensorMap:

@@ -4,16 +4,41 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+
+FEWEST = 3  # times, however long one takes
 
 
 def milliseconds(run: Callable[[], object], repeats: int, device: torch.device) -> float:
     """Median time of one `run`, after a warm-up; on a GPU as a replayed CUDA graph, free of launch gaps."""
+    return _median(_timer(run, device), repeats)
+
+
+def milliseconds_in_turn(
+    runs: Sequence[Callable[[], object]], repeats: int, device: torch.device, longest: float
+) -> list[float]:
+    """Of each of several: the mean of two medians, taken forwards and then backwards, as a warm GPU is a slower one.
+
+    longest  milliseconds that one series of `repeats` may take before it is cut, to no fewer than FEWEST
+    """
+    timers = [_timer(run, device) for run in runs]
+    forwards = [_median(timer, repeats, longest) for timer in timers]
+    backwards = [_median(timer, repeats, longest) for timer in reversed(timers)]
+    return [statistics.fmean(both) for both in zip(forwards, reversed(backwards), strict=True)]
+
+
+def _median(timer: Callable[[], float], repeats: int, longest: float = float("inf")) -> float:
+    once = timer()  # warms up, and tells how many fit
+    count = max(min(repeats, FEWEST), int(min(repeats, longest / once)))
+    return statistics.median(timer() for _ in range(count))
+
+
+def _timer(run: Callable[[], object], device: torch.device) -> Callable[[], float]:
+    """Gives the milliseconds of one `run`, each time that it is called."""
     if device.type != "cuda":
-        run()
-        return statistics.median(_host_milliseconds(run) for _ in range(repeats))
+        return lambda: _host_milliseconds(run)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -22,17 +47,18 @@ def milliseconds(run: Callable[[], object], repeats: int, device: torch.device) 
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # what other threads do is their affair
         run()
-    for _ in range(3):
+    for _ in range(2):
         graph.replay()
-    times = []
-    for _ in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
+    return lambda: _replay_milliseconds(graph)
+
+
+def _replay_milliseconds(graph: torch.cuda.CUDAGraph) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
 
 
 def _host_milliseconds(run: Callable[[], object]) -> float:

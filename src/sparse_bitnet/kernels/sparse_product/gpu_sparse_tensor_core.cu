@@ -1,32 +1,38 @@
-// The sparse product on Hopper's tensor cores. Compiled at run time by NVRTC, which defines RESULT (bf16 or f16) and
-// PER_ROW (whether each row has a scale and a bias of its own, or all have one scale and none a bias).
+// The sparse product on Hopper's tensor cores. Compiled at run time by NVRTC, which defines RESULT (bf16 or f16), PER_ROW
+// (whether each row has a scale and a bias of its own, or all have one scale and none a bias), and what tiling.py tells:
+// TOKENS of a tile (128 or 256), SPLITS of the lifted columns, STAGES in flight.
 //
 // y[t, o] = (sum over k of q[t, k] * codes[o, k]) * row_scale[o] / token_scale[t] + bias[o]
 //
 // q [T, K] int8 are lifted activations, codes [O, K] are ternary and 2:4 along K (see formats/windows.py). The weight
-// is operand A of wgmma.sp, m64n256k64, and comes as fragments of 2 bits a weight (see formats/fragments.py), which the
-// threads unpack in registers. What bounds a sparse product is shared memory: the tensor cores read 128 bytes of
-// activations a cycle, all that it gives, and whatever is written there comes on top. Hence the large tile of 256
-// tokens, which two warpgroups multiply with 64 rows each, and the fragments, which are an eighth of the activations. A
-// third role, one warp, loads: CLUSTER blocks share their tokens, each loading its part of them for all.
+// is operand A of wgmma.sp, m64nTOKENSk64, and comes as fragments of 2 bits a weight (see formats/fragments.py), which
+// the threads unpack in registers. What bounds a sparse product is shared memory: the tensor cores read 128 bytes of
+// activations a cycle, all that it gives, and whatever is written there comes on top. Hence the large tile of 256 tokens
+// wherever it leaves no multiprocessor idle, which two warpgroups multiply with 64 rows each, and the fragments, which
+// are an eighth of its activations. A third role, one warp, loads: ROW_BLOCKS blocks share their tokens, each loading
+// its part of them for all.
+//
+// Where tiles are fewer than multiprocessors, SPLITS such pairs of blocks share a tile: each sums a part of the lifted
+// columns, hands its sums to the others through distributed shared memory, and finishes its part of the tokens. Integers
+// add up to the same in any order, and nothing but shared memory is used.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
 constexpr int WARPGROUPS = 2;  // that multiply
-constexpr int CLUSTER = 2;     // blocks
-constexpr int STAGES = 4;      // in flight
+constexpr int ROW_BLOCKS = 2;  // that share tokens
+constexpr int CLUSTER = ROW_BLOCKS * SPLITS;  // blocks
 constexpr int ROWS = 64;       // of the weight, a warpgroup
-constexpr int TOKENS = 256;    // a tile
 constexpr int DEPTH = 128;     // lifted columns a stage, two instructions
 constexpr int BAND = 8;        // tiles of a cluster's rows that are multiplied with all tokens before the next ones
 constexpr int SUMS = TOKENS / 2;  // a thread
+constexpr int OWN_TOKENS = TOKENS / SPLITS, OWN_SUMS = SUMS / SPLITS;  // that a block finishes
 constexpr int FRAGMENT_BYTES = ROWS * DEPTH / 4;  // of a warpgroup
 constexpr int STAGE_BYTES = TOKENS * DEPTH + WARPGROUPS * FRAGMENT_BYTES;
-constexpr int RESULT_BYTES = TOKENS * ROWS * 2;  // of a warpgroup
+constexpr int RESULT_BYTES = OWN_TOKENS * ROWS * 2;  // of a warpgroup
 constexpr int BARRIERS = 0, FACTORS = 1024;
 constexpr int RESULTS = (FACTORS + WARPGROUPS * TOKENS * 8 + 1023) / 1024 * 1024;  // as the 128-byte swizzle needs
-constexpr int RING = RESULTS + WARPGROUPS * RESULT_BYTES;  // of stages: activations, then fragments
+constexpr int RING = RESULTS + WARPGROUPS * RESULT_BYTES;  // of stages: activations, then fragments; at last, sums of others
 constexpr int MAGIC_BITS = 0x4B400000;  // of MAGIC; plus an integer below 2^22, the bits of MAGIC plus it
 constexpr float MAGIC = 12582912.0f;
 
@@ -40,10 +46,14 @@ __device__ __forceinline__ void expect(u32 barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
+__device__ __forceinline__ u32 place_in(u32 address, u32 block) {
+    u32 there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(block));
+    return there;
+}
+
 __device__ __forceinline__ void arrive_at(u32 barrier, u32 block) {
-    asm volatile(
-        "{\n .reg .b32 there;\n mapa.shared::cluster.u32 there, %0, %1;\n"
-        " mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier), "r"(block) : "memory");
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(place_in(barrier, block)) : "memory");
 }
 
 __device__ __forceinline__ void wait(u32 barrier, u32 phase) {
@@ -60,10 +70,11 @@ __device__ __forceinline__ void meet_warpgroup(int warpgroup) {
     asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
 }
 
-// d += a * b for 64 rows and 256 tokens over 64 lifted columns; d = a * b where `adds` is 0.
+// d += a * b for 64 rows and TOKENS tokens over 64 lifted columns; d = a * b where `adds` is 0.
 #define FOUR(i) "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3])
 #define SIXTEEN(i) FOUR(i), FOUR(i + 4), FOUR(i + 8), FOUR(i + 12)
 __device__ __forceinline__ void multiply(int (&d)[SUMS], const u32 (&a)[4], u64 tokens, u32 metadata, int adds) {
+#if TOKENS == 256
     asm volatile(
         "{\n .reg .pred adds;\n setp.ne.b32 adds, %134, 0;\n"
         "wgmma.mma_async.sp.sync.aligned.m64n256k64.s32.s8.s8 {"
@@ -78,6 +89,18 @@ __device__ __forceinline__ void multiply(int (&d)[SUMS], const u32 (&a)[4], u64 
         "{%128, %129, %130, %131}, %132, %133, 0, adds;\n}"
         : SIXTEEN(0), SIXTEEN(16), SIXTEEN(32), SIXTEEN(48), SIXTEEN(64), SIXTEEN(80), SIXTEEN(96), SIXTEEN(112)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "r"(metadata), "r"(adds));
+#else
+    asm volatile(
+        "{\n .reg .pred adds;\n setp.ne.b32 adds, %70, 0;\n"
+        "wgmma.mma_async.sp.sync.aligned.m64n128k64.s32.s8.s8 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63},"
+        "{%64, %65, %66, %67}, %68, %69, 0, adds;\n}"
+        : SIXTEEN(0), SIXTEEN(16), SIXTEEN(32), SIXTEEN(48)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "r"(metadata), "r"(adds));
+#endif
 }
 #undef SIXTEEN
 #undef FOUR
@@ -112,6 +135,45 @@ __device__ __forceinline__ u32 pair(float low, float high) {
     return both;
 }
 
+// To add sums of other blocks to those of this one: d[i] of a tile's part of tokens comes to be d[i % OWN_SUMS] of the
+// block whose part it is, whole. A thread hands to the threads of its number, four sums at once, a warp 512 bytes.
+__device__ __forceinline__ void add_up(int (&d)[SUMS], u32 ring, int split, u32 row_block, int warpgroup, int thread) {
+    constexpr u32 FOURS = 128 * 16, PART = OWN_SUMS / 4 * FOURS;
+    u32 here = ring + warpgroup * PART + thread * 16;
+    meet_cluster();  // all products are done, and the ring is free
+#pragma unroll
+    for (int other = 0; other < SPLITS; ++other) {
+        if (other == split) continue;
+        u32 there = place_in(here + split * WARPGROUPS * PART, other * ROW_BLOCKS + row_block);
+#pragma unroll
+        for (int i = 0; i < OWN_SUMS; i += 4) {
+            const int* four = d + other * OWN_SUMS + i;
+            asm volatile("st.shared::cluster.v4.s32 [%0], {%1, %2, %3, %4};" ::"r"(there + i / 4 * FOURS), "r"(four[0]),
+                         "r"(four[1]), "r"(four[2]), "r"(four[3])
+                         : "memory");
+        }
+    }
+    meet_cluster();
+#pragma unroll
+    for (int part = 1; part < SPLITS; ++part)
+#pragma unroll
+        for (int i = 0; i < OWN_SUMS; ++i) d[i] = part == split ? d[part * OWN_SUMS + i] : d[i];
+#pragma unroll
+    for (int other = 0; other < SPLITS; ++other) {
+        if (other == split) continue;
+#pragma unroll
+        for (int i = 0; i < OWN_SUMS; i += 4) {
+            int four[4];
+            asm volatile("ld.shared.v4.s32 {%0, %1, %2, %3}, [%4];"
+                         : "=r"(four[0]), "=r"(four[1]), "=r"(four[2]), "=r"(four[3])
+                         : "r"(here + other * WARPGROUPS * PART + i / 4 * FOURS)
+                         : "memory");
+#pragma unroll
+            for (int k = 0; k < 4; ++k) d[i + k] += four[k];
+        }
+    }
+}
+
 // Where a tile lies: its rows, counted in clusters' heights, and its tokens, in tiles. Rows are taken in bands, whose
 // fragments stay in the cache while all tokens go by, and in a band rows before tokens: blocks at work at a time share.
 struct Place {
@@ -132,29 +194,33 @@ extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, 1) __cluster
     u32 shared = (u32)__cvta_generic_to_shared(memory);
     u32 full = shared + BARRIERS, empty = full + 8 * STAGES;
     int warpgroup = threadIdx.x / 128, thread = threadIdx.x % 128;
-    u32 block;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(block));
+    u32 rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    u32 block = rank % ROW_BLOCKS;
+    int split = rank / ROW_BLOCKS;
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < STAGES; ++stage) {
             initialise(full + 8 * stage, 1);
-            initialise(empty + 8 * stage, 4 * WARPGROUPS * CLUSTER);  // a warp each
+            initialise(empty + 8 * stage, 4 * WARPGROUPS * ROW_BLOCKS);  // a warp each
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     meet_cluster();
-    // A cluster takes every so manyth tile.
+    asm volatile("griddepcontrol.launch_dependents;\n griddepcontrol.wait;" ::: "memory");
+    // A cluster takes every so manyth tile; one that splits columns, a single one.
+    int begin = stages * split / SPLITS, end = stages * (split + 1) / SPLITS;
     int first = blockIdx.x / CLUSTER, step = gridDim.x / CLUSTER, all_tiles = row_tiles * token_tiles;
     int slot = 0;
     u32 phase = 0;
 
     if (warpgroup == WARPGROUPS) {
         if (thread == 0) {
-            constexpr int PART = TOKENS / CLUSTER;
+            constexpr int PART = TOKENS / ROW_BLOCKS;
             for (int tile = first; tile < all_tiles; tile += step) {
                 Place place = place_of(tile, row_tiles, token_tiles);
                 int token = place.token_tile * TOKENS + block * PART;
-                int group = (place.row_tile * CLUSTER + block) * WARPGROUPS;
-                for (int stage = 0; stage < stages; ++stage) {
+                int group = (place.row_tile * ROW_BLOCKS + block) * WARPGROUPS;
+                for (int stage = begin; stage < end; ++stage) {
                     u32 target = shared + RING + slot * STAGE_BYTES, ready = full + 8 * slot;
                     wait(empty + 8 * slot, phase ^ 1);
                     expect(ready, STAGE_BYTES);
@@ -162,8 +228,9 @@ extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, 1) __cluster
                         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
                         ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(target + block * PART * DEPTH),
                         "l"(&activations), "r"(ready), "r"(stage * DEPTH), "r"(token),
-                        "h"((unsigned short)((1 << CLUSTER) - 1))
+                        "h"((unsigned short)(((1 << ROW_BLOCKS) - 1) << split * ROW_BLOCKS))
                         : "memory");
+#pragma unroll
                     for (int i = 0; i < WARPGROUPS; ++i) {
                         const uint4* source = fragments + ((size_t)min(group + i, groups - 1) * stages + stage) * 128;
                         asm volatile(
@@ -176,6 +243,11 @@ extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, 1) __cluster
                 }
             }
         }
+        if (SPLITS > 1) {  // as in add_up
+            __syncwarp();
+            meet_cluster();
+            meet_cluster();
+        }
     } else {
         int warp = thread / 32, lane = thread % 32;
         u32 results = shared + RESULTS + warpgroup * RESULT_BYTES;
@@ -185,12 +257,12 @@ extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, 1) __cluster
         for (int tile = first; tile < all_tiles; tile += step) {
             Place place = place_of(tile, row_tiles, token_tiles);
             int token = place.token_tile * TOKENS;
-            int row = ((place.row_tile * CLUSTER + block) * WARPGROUPS + warpgroup) * ROWS;
+            int row = ((place.row_tile * ROW_BLOCKS + block) * WARPGROUPS + warpgroup) * ROWS;
             float scale = PER_ROW ? 1.0f : row_scale[0];
             float scale_of_token[TOKENS / 128];
             for (int i = 0; i < TOKENS / 128; ++i)
                 scale_of_token[i] = token_scale[min(token + 128 * i + thread, tokens - 1)];
-            for (int stage = 0; stage < stages; ++stage) {
+            for (int stage = begin; stage < end; ++stage) {
                 const unsigned char* here = memory + RING + slot * STAGE_BYTES;
                 u64 these = describe(shared + RING + slot * STAGE_BYTES);
                 wait(full + 8 * slot, phase);
@@ -198,10 +270,10 @@ extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, 1) __cluster
                 decode(words.y, a);
                 decode(words.w, b);
                 asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-                multiply(d, a, these, words.x, stage);
+                multiply(d, a, these, words.x, stage - begin);
                 multiply(d, b, these + (DEPTH / 2 >> 4), words.z, 1);
                 asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-                if (stage == min(2, stages - 1)) {  // in the shadow of the product, and when the scales have arrived
+                if (stage == min(begin + 2, end - 1)) {  // in the shadow of the product, and when the scales have arrived
 #pragma unroll
                     for (int i = 0; i < TOKENS / 128; ++i) {
                         // of 22 bits: MAGIC times it is exact, and (MAGIC + sum) * factor - MAGIC * factor rounds once
@@ -210,10 +282,14 @@ extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, 1) __cluster
                     }
                 }
                 asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-                if (lane < CLUSTER) arrive_at(empty + 8 * slot, lane);
+                if (lane < ROW_BLOCKS) arrive_at(empty + 8 * slot, split * ROW_BLOCKS + lane);
                 if (++slot == STAGES) slot = 0, phase ^= 1;
             }
             for (int i = 0; i < SUMS; ++i) asm volatile("" : "+r"(d[i])::"memory");  // read after the wait, not before
+            if (SPLITS > 1) {
+                add_up(d, shared + RING, split, block, warpgroup, thread);
+                token += split * OWN_TOKENS;
+            }
             // d[4j .. 4j + 3]: rows r, r, r + 8, r + 8 and tokens 8j + 2q, + 1, + 0, + 1; r = lane / 4, q = lane % 4
             int one = row + 16 * warp + lane / 4, other = one + 8;
             bool is_one = one < out_features, is_other = other < out_features;
@@ -224,12 +300,12 @@ extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, 1) __cluster
             meet_warpgroup(warpgroup);
             u32 chunk = 2 * warp + lane / 8 % 2;  // of 8 rows, 16 bytes
             u32 line = results + (8 * (lane / 16) + lane % 8) * 128 + ((chunk ^ (lane % 8)) << 4);
-            u32 factor = shared + FACTORS + (warpgroup * TOKENS + 2 * (lane % 4)) * 8;
+            u32 factor = shared + FACTORS + (warpgroup * TOKENS + split * OWN_TOKENS + 2 * (lane % 4)) * 8;
             float4 now[2] = {load_two(factor), load_two(factor + 64)}, next[2];
 #pragma unroll
-            for (int j = 0; j < TOKENS / 8; j += 2) {
+            for (int j = 0; j < OWN_TOKENS / 8; j += 2) {
                 u32 pairs[4];
-                if (j + 2 < TOKENS / 8) {
+                if (j + 2 < OWN_TOKENS / 8) {
                     next[0] = load_two(factor + 64 * (j + 2));
                     next[1] = load_two(factor + 64 * (j + 3));
                 }
@@ -253,7 +329,7 @@ extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, 1) __cluster
             }
             asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
             meet_warpgroup(warpgroup);
-            if (thread == 0 && row < out_features) {
+            if (thread == 0 && row < out_features && token < tokens) {
                 asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::
                                  "l"(&result), "r"(results), "r"(row), "r"(token)
                              : "memory");
@@ -262,5 +338,5 @@ extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, 1) __cluster
         }
         if (thread == 0) asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
     }
-    meet_cluster();  // no block leaves while another may still signal it
+    if (SPLITS == 1) meet_cluster();  // no block leaves while another may still signal it
 }

@@ -11,15 +11,9 @@ from torch import Tensor
 
 from sparse_bitnet.kernels import cuda_device
 from sparse_bitnet.kernels.sparse_product import COLUMNS_MULTIPLE, ROWS_MULTIPLE, SparseWeight
+from sparse_bitnet.kernels.sparse_product.tiling import ROW_BLOCKS, SHARED_BYTES, THREADS, TILINGS, Tiling, best_tiling
 
 SOURCE = Path(__file__).with_suffix(".cu")
-WARPGROUPS, CLUSTER, STAGES, ROWS, TOKENS, DEPTH = 2, 2, 4, 64, 256, 128  # as in the source
-THREADS = 128 * WARPGROUPS + 32
-SHARED_BYTES = (
-    1024 * -(-(1024 + WARPGROUPS * TOKENS * 8) // 1024)  # barriers, factors
-    + WARPGROUPS * TOKENS * ROWS * 2  # results
-    + STAGES * (TOKENS * DEPTH + WARPGROUPS * ROWS * DEPTH // 4)  # activations and fragments
-)
 MOST_COLUMNS = 65536  # half of them not 0, times 128, stay below 2^22
 RESULTS = {torch.bfloat16: '"bf16"', torch.float16: '"f16"'}
 obstacle = cuda_device.obstacle
@@ -39,7 +33,10 @@ def supports(codes: Tensor, token_scale: Tensor, weight: SparseWeight, dtype: to
     return None
 
 
-def run(codes: Tensor, token_scale: Tensor, weight: SparseWeight, dtype: torch.dtype) -> Tensor:
+def run(
+    codes: Tensor, token_scale: Tensor, weight: SparseWeight, dtype: torch.dtype, tiling: Tiling | None = None
+) -> Tensor:
+    """`tiling`: another than is reckoned to be the best, with no more splits than stages."""
     y = codes.new_empty(*codes.shape[:-1], weight.out_features, dtype=dtype)
     if not y.numel():
         return y
@@ -48,10 +45,10 @@ def run(codes: Tensor, token_scale: Tensor, weight: SparseWeight, dtype: torch.d
     bias = None if weight.bias is None else weight.bias.contiguous()
     tokens, columns, scales = token_scale.numel(), codes.shape[-1], row_scale.numel()
     groups, stages = fragments.shape[:2]
-    plan = _plan(dtype, scales > 1 or bias is not None, tokens, groups, codes.device)
+    plan = _plan(dtype, scales > 1 or bias is not None, tokens, groups, stages, codes.device, tiling)
     maps = (
-        cuda_device.tensor_map(codes, tokens, columns, TOKENS // CLUSTER),
-        cuda_device.tensor_map(y, tokens, weight.out_features, TOKENS),
+        cuda_device.tensor_map(codes, tokens, columns, plan.tiling.tokens // ROW_BLOCKS),
+        cuda_device.tensor_map(y, tokens, weight.out_features, plan.tiling.tokens // plan.tiling.splits),
     )
     with torch.cuda.device_of(codes):
         plan.kernel.launch(
@@ -67,17 +64,37 @@ class _Plan:
     """The kernel, and how the result is cut into tiles."""
 
     kernel: cuda_device.Kernel
+    tiling: Tiling
     blocks: int
     row_tiles: int
     token_tiles: int
 
 
 @lru_cache(maxsize=4096)
-def _plan(dtype: torch.dtype, per_row: bool, tokens: int, groups: int, device: torch.device) -> _Plan:
+def _plan(
+    dtype: torch.dtype,
+    per_row: bool,
+    tokens: int,
+    groups: int,
+    stages: int,
+    device: torch.device,
+    tiling: Tiling | None,
+) -> _Plan:
+    at_once = _clusters_at_once(device)
+    tiling = tiling or best_tiling(groups, stages, tokens, at_once)
     kernel = cuda_device.compile_kernel(
-        SOURCE, "sparse_product", SHARED_BYTES, RESULT=RESULTS[dtype], PER_ROW=int(per_row)
-    )
-    row_tiles = -(-groups // (WARPGROUPS * CLUSTER))
-    token_tiles = -(-tokens // TOKENS)
-    clusters = min(row_tiles * token_tiles, torch.cuda.get_device_properties(device).multi_processor_count // CLUSTER)
-    return _Plan(kernel, clusters * CLUSTER, row_tiles, token_tiles)
+        SOURCE, "sparse_product", tiling.shared_bytes,
+        RESULT=RESULTS[dtype], PER_ROW=int(per_row), **tiling.definitions,
+    )  # fmt: skip
+    row_tiles, token_tiles = tiling.tiles(groups, tokens)
+    clusters = row_tiles * token_tiles  # one tile each where columns are split, since the ring then ends with sums
+    if tiling.splits == 1:
+        clusters = min(clusters, at_once[tiling.cluster])
+    return _Plan(kernel, tiling, clusters * tiling.cluster, row_tiles, token_tiles)
+
+
+@lru_cache(maxsize=64)
+def _clusters_at_once(device: torch.device) -> dict[int, int]:
+    """By the number of their blocks, of which a multiprocessor has one."""
+    sizes = {tiling.cluster for tiling in TILINGS}
+    return {blocks: cuda_device.clusters_at_once(blocks, SHARED_BYTES, device.index) for blocks in sizes}

@@ -1,0 +1,92 @@
+"""How the result of a sparse product is cut among the multiprocessors of a GPU.
+
+A block of threads has a tile of BLOCK_ROWS x `tokens`, and two blocks share their tokens. Where that gives fewer blocks
+than there are multiprocessors, `splits` such pairs share a tile, each with a part of the lifted columns.
+
+Shapes: G groups of 64 rows, S stages of 128 lifted columns (formats/fragments.py), T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sparse_bitnet.formats.fragments import COLUMNS, INSTRUCTIONS, ROWS
+
+WARPGROUPS = 2  # of a block, that multiply
+ROW_BLOCKS = 2
+BLOCK_ROWS = WARPGROUPS * ROWS
+THREADS = 128 * WARPGROUPS + 32
+DEPTH = COLUMNS * INSTRUCTIONS
+SHARED_BYTES = 227 * 1024  # that a block of Hopper can have
+MOST_STAGES = 8
+
+# Nanoseconds of a block, fitted on an H100 to products of 6 shapes with 128 to 2,048 tokens by every tiling.
+STAGE_NS, STAGE_NS_OF_TOKEN = 160, 1.1
+RESULT_NS_OF_TOKEN = 12
+EXCHANGE_NS, EXCHANGE_NS_OF_TOKEN = 1000, 30
+
+
+@dataclass(frozen=True)
+class Tiling:
+    tokens: int
+    splits: int = 1
+
+    @property
+    def cluster(self) -> int:
+        """Blocks that work on a tile together."""
+        return ROW_BLOCKS * self.splits
+
+    @property
+    def stages(self) -> int:
+        """In flight."""
+        return min(MOST_STAGES, (SHARED_BYTES - self._before_stages) // self._stage_bytes)
+
+    @property
+    def shared_bytes(self) -> int:
+        return self._before_stages + self.stages * self._stage_bytes
+
+    @property
+    def definitions(self) -> dict[str, int]:
+        """For the preprocessor of the kernel."""
+        return {"TOKENS": self.tokens, "SPLITS": self.splits, "STAGES": self.stages}
+
+    @property
+    def _before_stages(self) -> int:
+        barriers_and_factors = 1024 + WARPGROUPS * self.tokens * 8
+        results = BLOCK_ROWS * self.tokens // self.splits * 2
+        return 1024 * -(-barriers_and_factors // 1024) + results
+
+    @property
+    def _stage_bytes(self) -> int:
+        return self.tokens * DEPTH + BLOCK_ROWS * DEPTH // 4
+
+    def tiles(self, groups: int, tokens: int) -> tuple[int, int]:
+        """Of rows, and of tokens."""
+        return -(-groups * ROWS // (ROW_BLOCKS * BLOCK_ROWS)), -(-tokens // self.tokens)
+
+    def nanoseconds(self, groups: int, stages: int, tokens: int, at_once: int) -> float:
+        """About how long a product takes, of whose tiles `at_once` are worked on at a time.
+
+        A tile takes its stages, then so long for each token whose results a block writes, and where columns are split,
+        for the exchange and each token whose sums a block hands over.
+        """
+        row_tiles, token_tiles = self.tiles(groups, tokens)
+        own_tokens = self.tokens / self.splits
+        tile = -(-stages // self.splits) * (STAGE_NS + STAGE_NS_OF_TOKEN * self.tokens)
+        tile += RESULT_NS_OF_TOKEN * own_tokens
+        if self.splits > 1:
+            tile += EXCHANGE_NS + EXCHANGE_NS_OF_TOKEN * (self.tokens - own_tokens)
+        return -(-row_tiles * token_tiles // at_once) * tile
+
+
+TILINGS = tuple(Tiling(tokens, splits) for tokens in (256, 128) for splits in (1, 2, 4))
+
+
+def best_tiling(groups: int, stages: int, tokens: int, at_once: Mapping[int, int]) -> Tiling:
+    """Of those that leave no block without a stage, the one that takes the least time.
+
+    at_once  how many clusters of so many blocks a GPU runs at a time, by the number of blocks
+    """
+    possible = [tiling for tiling in TILINGS if tiling.splits <= stages and at_once[tiling.cluster]]
+    return min(possible, key=lambda tiling: tiling.nanoseconds(groups, stages, tokens, at_once[tiling.cluster]))
