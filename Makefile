@@ -1,10 +1,12 @@
 # make demo: train, pack and run a small model    make test: all checks    make docs: the site    make format: tidy the code
+# make sanitize: the GPU's tests under compute-sanitizer, TOOL=memcheck or racecheck, synccheck, initcheck
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+TOOL ?= memcheck
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint format docs clean
+.PHONY: demo test lint format docs sanitize clean
 
 demo: $(INSTALLED)
 	$(BIN)/sparse-bitnet demo
@@ -24,6 +26,10 @@ format: $(INSTALLED)
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+sanitize: $(INSTALLED)
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $(TOOL) --report-api-errors no --error-exitcode 1 \
+		$(BIN)/python -m pytest -m gpu tests/kernels -k 'not graph'
 
 $(INSTALLED): pyproject.toml constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)

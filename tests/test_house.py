@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -11,14 +10,8 @@ from pathlib import Path
 import pytest
 
 from fenced import ROOT, blocks, make_small
-from sparse_bitnet.nn.sparse_forward import WORTHWHILE_GAIN
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-INDEX, TUTORIAL, ON_GPUS, PERFORMANCE = (
-    (ROOT / "docs" / page).read_text(encoding="utf-8")
-    for page in ("index.md", "tutorial.md", "how-to/train-on-gpus.md", "explanation/performance.md")
-)
-RESULTS = {file.stem: json.loads(file.read_text()) for file in (ROOT / "benchmarks" / "results").glob("*.json")}
 
 
 def imported_by(statement: str) -> set[str]:
@@ -84,191 +77,10 @@ def test_the_tree_in_the_readme_is_the_tree_on_disk() -> None:
     assert rooms - named == {package / "__init__.py", package / "__main__.py"}
 
 
-def test_the_figures_of_the_readme_are_those_of_the_result_file() -> None:
-    file = re.search(r"`(experiments/results/[\w-]+\.json)`", README)
-    assert file is not None
-    result = json.loads((ROOT / file[1]).read_text())
-    assert {"command", "commit", "versions", "seed", "cpu"} <= set(result)
-    assert not result["commit"].endswith("-dirty")
-    seen = result["figures"]
-    rows = [
-        f"| {seen['parameters']:,}, of which {seen['ternary_weights']:,} ternary 6:8 |",
-        f"| {seen['bits_per_weight']:.2f} |",
-        f"| {seen['bytes_bf16'] / 1e6:.2f} / {seen['bytes_latent'] / 1e6:.2f} / {seen['bytes_packed'] / 1e6:.2f} MB |",
-        f"| {100 * seen['zeros']:.1f} % |",
-        f"| {100 * seen['flip_rate_first']:.2f} % to {100 * seen['flip_rate_last']:.2f} % |",
-        f"| {seen['perplexity_unigram']:.1f} / {seen['perplexity_latent']:.3f} / {seen['perplexity_packed']:.3f} |",
-        f"| {seen['train_tokens_per_second']:,.0f} / {seen['generate_tokens_per_second']:,.0f} |",
-    ]
-    assert [row for row in rows if row not in README] == []
-
-
-def test_the_figures_of_the_tutorial_are_those_of_the_result_file() -> None:
-    result = json.loads((ROOT / "experiments" / "results" / "tutorial-xeon-2-cores.json").read_text())
-    assert {"command", "commit", "versions", "seed", "cpu"} <= set(result)
-    assert not result["commit"].endswith("-dirty")
-    seen, told = result["figures"], " ".join(TUTORIAL.split())
-    for row in seen["readings"]:
-        line = f"loss {row['loss']:.4f} flip rate {100 * row['flip_rate']:.2f} % zeros {100 * row['zeros']:.2f} %"
-        assert f"step {row['step']}/400 {line}" in told
-    assert f"rounding makes {100 * seen['zeros']:.1f} % of it" in told
-    assert f"{seen['bytes_latent'] / 1e6:.2f} MB in fp32" in told
-    assert f"`packed`, {seen['bytes_packed'] / 1e6:.2f} MB" in told
-    assert f"The file, {seen['bytes_gguf'] / 1e6:.2f} MB" in told
-    perplexities = f"{seen['perplexity_latent']:.3f} and {seen['perplexity_packed']:.3f}"
-    assert f"a perplexity of {perplexities}, {seen['bits_per_byte_packed']:.2f} bits a byte" in told
-
-
 def test_the_links_of_the_readme_lead_somewhere() -> None:
     links = re.findall(r"\]\((?!https?://)([^)#]+)", README)
     assert len(links) > 5
     assert [link for link in links if not (ROOT / link).exists()] == []
-
-
-def rows_of(text: str) -> set[str]:
-    """The rows of the tables that hold speeds: those with a number of at least one decimal in a cell of its own."""
-    return {line for line in text.splitlines() if re.search(r"^\| .*\| [\d,]+\.\d+[ |]", line)}
-
-
-def test_the_speeds_of_the_front_pages_are_those_of_the_page_on_performance() -> None:
-    assert rows_of(README)
-    assert rows_of(README) - rows_of(PERFORMANCE) == {
-        row for row in rows_of(README) if row in README.split("## Install")[0]
-    }
-    ours = next(row for row in RESULTS["train-0.5b-h200"]["systems"] if row["system"] == "ours")
-    one = next(row for row in RESULTS["decode-1536-xeon-2-cores"]["decode"] if row["system"] == "i2")
-    for page in (README, INDEX):
-        assert f"at {ours['times_dense']:.2f} of the speed of dense layers" in " ".join(page.split())
-    assert one["threads"] == 1
-    assert f"{one['times_rival']:.2f} times llama.cpp's tokens a second" in INDEX
-
-
-def test_the_speeds_of_training_are_those_of_the_result_files() -> None:
-    results = RESULTS
-    assert all({"command", "commit", "versions", "seed", "gpus"} <= set(result) for result in results.values())
-    systems = results["train-0.5b-h200"]["systems"]
-    rows = [
-        f"| {row['tokens_per_second']:,.0f} | {row['times_dense']:.3f} | {row['bytes_at_most'] / 2**30:.1f} |"
-        for row in systems
-    ]
-    assert len(rows) == 4
-    assert [row for row in rows if row not in PERFORMANCE] == []
-    rate = {name: result["systems"][-1]["tokens_per_second"] for name, result in results.items() if "systems" in result}
-    several = rate["train-0.5b-2-gpus-h200"] / rate["train-0.5b-1-gpu-h200"]
-    short = rate["train-0.5b-2-gpus-no-accumulation-h200"] / rate["train-0.5b-h200"]
-    split = results["train-0.5b-2-gpus-fsdp2-h200"]["systems"][1]["times_dense"]
-    kernel = next(row for row in results["kernels-h200"]["kernels"] if row["pattern"] == "6:8")
-    told = " ".join(PERFORMANCE.split())
-    assert (
-        f"is {several:.2f} times that of one with 65,536 tokens a GPU and step in 4 micro-batches, {short:.2f}" in told
-    )
-    assert f"`fsdp2` runs at {split:.2f} of the speed of dense" in told
-    assert f"takes {kernel['ms']:.3f} ms, {100 * kernel['share_of_copy_bandwidth']:.0f} % of the bandwidth" in told
-    assert f"take {kernel['times_plain']:.0f} times as long" in told
-    share = {row["pattern"]: 100 * row["share_of_copy_bandwidth"] for row in results["kernels-h200"]["kernels"]}
-    assert f"{share['8:16']:.0f} % and {share['20:32']:.0f} %" in told
-    curves = json.loads((ROOT / "experiments" / "results" / "two-processes-h200.json").read_text())
-    apart = curves["relative_difference_of_the_loss_from_one"]
-    first, whole, seed = apart["ddp"]["first_10_at_most"], apart["ddp"]["at_most"], apart["seed"]["at_most"]
-    told = " ".join(ON_GPUS.split())
-    assert f"to {100 * first:.3f} % over 10 steps and {100 * whole:.1f} % over 100" in told
-    assert f"another seed differs by {100 * seed:.1f} %" in told
-
-
-def test_the_sparse_forward_is_that_of_the_result_files() -> None:
-    rows = []
-    for systems in (RESULTS[name]["systems"] for name in RESULTS if re.fullmatch("train-.*of.*-h100", name)):
-        dense, sparse = systems[0], systems[-1]
-        assert (dense["system"], sparse["system"]) == ("dense", "sparse")
-        memory = f"{dense['bytes_at_most'] / 2**30:.1f}, {sparse['bytes_at_most'] / 2**30:.1f}"
-        speeds = f"{dense['tokens_per_second']:,.0f} | {sparse['tokens_per_second']:,.0f}"
-        rows.append(f"| {speeds} | {sparse['times_dense']:.3f} | {memory} |")
-    assert len(rows) == 6
-    assert [row for row in rows if row not in PERFORMANCE] == []
-    products = RESULTS["products-h100"]["products"]
-    told = " ".join(PERFORMANCE.split())
-    large = {row["pattern"]: row for row in products if row["shape"] == [37888, 3584] and row["tokens"] == 16384}
-    two, six = (
-        [f"{large[n][f'{name}_ms']:.2f}" for name in ("ours", "bf16", "fp8", "cusparselt")] for n in ("2:4", "6:8")
-    )
-    assert f"2:4 takes {two[0]} ms where bf16 takes {two[1]}, fp8 {two[2]} and cuSPARSELt 0.8.0 {two[3]}" in told
-    assert f"6:8 {six[0]}, {six[1]}, {six[2]} and {six[3]}" in told
-    dense, sparse = (row["kernels"] for row in RESULTS["train-3b-6of8-checkpointed-h100"]["systems"])
-    of_all, of_sparse = (sum(kernel["ms"] for kernel in kernels) for kernels in (dense, sparse))
-    alone = next(kernel["ms"] for kernel in sparse if kernel["kernel"] == "sparse_product")
-    layers = 36
-    replaced = sum(k["ms"] for k in dense if re.fullmatch("nvjet.*_TN[NT]", k["kernel"]) and k["calls"] % layers == 0)
-    assert f"products take {alone:.0f} ms of kernels instead of {replaced:.0f}" in told
-    assert f"a step {of_sparse:.0f} instead of {of_all:.0f}:" in told
-    assert 0.6 < 1 - (of_all - of_sparse) / (replaced - alone) < 0.72  # two thirds
-    for page in (PERFORMANCE, ON_GPUS):
-        assert f"where that is {WORTHWHILE_GAIN} times as fast as the dense product" in " ".join(page.split())
-
-
-def test_the_speeds_on_a_gpu_are_those_of_the_result_files() -> None:
-    packed = {(*row["shape"], row["tokens"]): row for row in RESULTS["packed-h100"]["packed"]}
-    products = {(*row["shape"], row["tokens"], row["pattern"]): row for row in RESULTS["products-h100"]["products"]}
-    rows = []
-    for height, width in {key[:2] for key in packed}:
-        few = [packed[height, width, tokens] for tokens in (1, 16, 64)]
-        cells = (f"{1e3 * row['ours_ms']:.1f}, {row['times_bf16']:.2f}, {row['times_fp8']:.2f}" for row in few)
-        rows.append(f"| {height:,} \N{MULTIPLICATION SIGN} {width:,} | {' | '.join(cells)} |")
-        for pattern in ("2:4", "6:8"):
-            many = [products[height, width, tokens, pattern] for tokens in (2048, 8192, 32768)]
-            cells = (", ".join(f"{row[f'times_{name}+']:.2f}" for name in ("bf16", "int8", "fp8")) for row in many)
-            rows.append(f"| {height:,} \N{MULTIPLICATION SIGN} {width:,}, {pattern} | {' | '.join(cells)} |")
-    for what, kind in (("decode-1", "decode"), ("decode-64", "decode"), ("prefill-8192", "prefill")):
-        dense, ours = RESULTS[f"generation-3b-{what}-h100"][kind]
-        speeds = f"{ours['times_dense']:.2f} | {ours['tokens_per_second']:,.0f}"
-        rows.append(f" | {dense['ms']:.2f} | {ours['ms']:.2f} | {speeds} |")
-    assert len(rows) == 18
-    assert [row for row in rows if row not in PERFORMANCE] == []
-    told = " ".join(PERFORMANCE.split())
-    assert f"at {100 * packed[37888, 3584, 1]['share_of_copy_bandwidth']:.0f} % of the bandwidth of a copy" in told
-    alone, with_prompts = (RESULTS[f"generation-3b-{what}-h100"]["memory"][1] for what in ("decode-1", "prefill-8192"))
-    assert f"take {100 * alone['share_of_dense']['state_bytes']:.0f} % of the memory" in told
-    assert f"{100 * with_prompts['share_of_dense']['held_bytes']:.0f} % where prompts" in told
-    kernels = RESULTS["generation-3b-decode-1-h100"]["decode"][1]["kernels"]
-    ms = {kernel["kernel"]: kernel["ms"] for kernel in kernels}
-    assert f"Of the {sum(ms.values()):.2f} ms of kernels in a step" in told
-    head = max(kernel["ms"] for kernel in kernels if kernel["calls"] == 1)
-    assert f"products take {ms['_multiply_words']:.2f}, quantisation {ms['_quantize']:.2f}" in told
-    assert f"and the head, which is bf16 in both, {head:.2f}." in told
-    assert "2,048 \N{MULTIPLICATION SIGN} 11,008 with 1,024 tokens is faster in fp8" in told
-    assert products[2048, 11008, 1024, "6:8"]["times_fp8+"] < 1
-
-
-def test_the_speeds_on_a_cpu_are_those_of_the_result_file() -> None:
-    result = RESULTS["linear-1536-xeon-2-cores"]
-    found = {(row["format"], row["threads"], row["tokens"]): row for row in result["linears"]}
-    for name in ("i2", "t5", "g4", "g4s3"):
-        one, two = found[name, 1, 1], found[name, 2, 1]
-        many, many_two = found[name, 1, 512], found[name, 2, 512]
-        row = (
-            f"| `{name}`, {one['bits']:g} | {one['tokens_per_second']:.1f} / {two['tokens_per_second']:.1f} "
-            f"| {100 * one['share_of_roof']:.0f} / {100 * two['share_of_roof']:.0f} % "
-            f"| {one['times_first']:.2f} / {two['times_first']:.2f} "
-            f"| {many['tokens_per_second']:.0f} / {many_two['tokens_per_second']:.0f} |"
-        )
-        assert row in PERFORMANCE
-    one, two = found["i2", 1, 1], found["i2", 2, 1]
-    told = " ".join(PERFORMANCE.split())
-    assert f"`i2` makes {one['op_tokens_per_second']:.1f} / {two['op_tokens_per_second']:.1f} tokens a second" in told
-    assert f"the reference {1e3 / one['reference_ms']:.1f} / {1e3 / two['reference_ms']:.1f}." in told
-
-
-def test_the_speeds_of_the_engine_are_those_of_the_result_file() -> None:
-    result = RESULTS["decode-1536-xeon-2-cores"]
-    found = {(row["system"], row["threads"]): row for row in result["decode"]}
-    for system in ("i2", "g4s3", "llama.cpp TQ2_0"):
-        one, two = found[system, 1], found[system, 2]
-        for name, form in (("tokens_per_second", ".1f"), ("times_rival", ".2f"), ("prefill_times_rival", ".2f")):
-            assert f"| {one[name]:{form}} / {two[name]:{form}} |" in PERFORMANCE
-    assert not result["commit"].endswith("-dirty")
-    one, two = found["g4s3", 1], found["g4s3", 2]
-    assert f"{one['times_first']:.2f} / {two['times_first']:.2f} come from sparsity" in PERFORMANCE
-    beyond = {row["format"]: row["beyond_bytes"] / 1e6 for row in result["memory"]}
-    assert f"`i2` takes {beyond['i2']:.0f} MB at most and `g4s3` {beyond['g4s3']:.0f}," in PERFORMANCE
 
 
 def test_the_commands_of_the_readme_run(tmp_path: Path, documents: list[str]) -> None:
