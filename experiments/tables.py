@@ -67,8 +67,9 @@ def claim(scale: Scale, results: Results) -> list[Run]:
 
 
 def larger(scale: Scale, results: Results) -> list[Run]:
-    """Table A at the larger sizes, the next one first."""
-    return [run for size in scale.sizes[1:] for run in _both(scale, results, size, LARGER, scale.seeds)]
+    """Table A at the larger sizes: a seed at all of them before the next seed, so that a trend is seen early."""
+    sizes = product(scale.seeds, scale.sizes[1:])
+    return [run for seed, size in sizes for run in _both(scale, results, size, LARGER, (seed,))]
 
 
 def ablations(scale: Scale, results: Results) -> list[Run]:
