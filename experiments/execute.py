@@ -4,8 +4,8 @@
 
 A run that has a result file is not done again, so the same command goes on where it ended. Runs are started in the
 order of the tables named, and none that is not expected to be over by the end of the minutes. Each result is a file
-of its own as soon as its run is done, and `--pack` holds those of this call. Workers of one GPU take turns, unless
-NVIDIA's MPS is on (`nvidia-cuda-mps-control -d`): two then go 1.2 times as fast.
+of its own as soon as its run is done, and `--pack` holds those of this call. Workers of one GPU take turns, and
+are together slower than one, unless NVIDIA's MPS is on (`nvidia-cuda-mps-control -d`).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -39,7 +40,9 @@ def test_the_sparse_product_compiles_and_is_not_serialised(
     told = compiled(source, tmp_path, RESULT=f'"{result}"', PER_ROW=per_row, **definitions)
     assert "Compiling entry function 'sparse_product'" in told
     assert "serialized" not in told
-    assert tiling.splits > 1 or "0 bytes spill stores" in told
+    spilled = re.search(r"(\d+) bytes spill stores", told)
+    assert spilled is not None
+    assert int(spilled[1]) <= (0 if tiling.splits == 1 else 8)
 
 
 @pytest.mark.parametrize(("m", "source"), [("4", "short"), ("6", "signed char"), ("8", "int"), ("32", "short")])

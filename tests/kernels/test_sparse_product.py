@@ -129,7 +129,7 @@ def test_every_tiling_gives_the_same(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_products_wait_for_what_they_read() -> None:
+def test_products_in_a_graph_wait_for_what_they_read() -> None:
     """They begin while the kernel before them ends: codes must be there, and room that others still read untouched."""
     codes = random_codes(2048, 4096, "6:8").cuda()
     weight = sparse_product.SparseWeight(packed(codes, 8), torch.ones(1, device="cuda"), None, 2048)

@@ -32,7 +32,8 @@ def obstacle() -> str | None:
 class Kernel:
     """A compiled kernel and the bytes of shared memory that it is launched with.
 
-    waits  for the kernels before it to have finished, by itself: so it may begin while the last one ends
+    waits  whether it waits by itself for the kernels before it, by griddepcontrol.wait ahead of all that it reads and
+           writes: then it may begin while the last one ends
     """
 
     handle: Any
@@ -80,13 +81,15 @@ class TensorMap:
     address: int
 
 
-@lru_cache(maxsize=64)
-def compile_kernel(source: Path, name: str, shared_bytes: int = 0, **definitions: int | str) -> Kernel:
+@lru_cache(maxsize=256)
+def compile_kernel(
+    source: Path, name: str, shared_bytes: int = 0, waits: bool = False, **definitions: int | str
+) -> Kernel:
     """The kernel `name` of a file, with `definitions` for its preprocessor; RuntimeError with the compiler's words."""
-    return _compile(source.read_bytes(), source.name, name, shared_bytes, **definitions)
+    return Kernel(_compile(source.read_bytes(), source.name, name, shared_bytes, **definitions), shared_bytes, waits)
 
 
-def _compile(text: bytes, file: str, name: str, shared_bytes: int, **definitions: int | str) -> Kernel:
+def _compile(text: bytes, file: str, name: str, shared_bytes: int, **definitions: int | str) -> Any:
     torch.cuda.init()  # and the driver with it
     _, program = _check(nvrtc.nvrtcCreateProgram(text, file.encode(), 0, [], []))
     options = ["--gpu-architecture=sm_90a", "--std=c++17", *(f"-D{key}={value}" for key, value in definitions.items())]
@@ -102,7 +105,7 @@ def _compile(text: bytes, file: str, name: str, shared_bytes: int, **definitions
     limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     for device in range(torch.cuda.device_count()):
         _check(driver.cuKernelSetAttribute(limit, shared_bytes, kernel, device))
-    return Kernel(driver.CUfunction(int(kernel)), shared_bytes, waits=b"griddepcontrol.wait" in text)
+    return driver.CUfunction(int(kernel))
 
 
 def clusters_at_once(blocks: int, shared_bytes: int, device: int) -> int:
@@ -118,7 +121,7 @@ def clusters_at_once(blocks: int, shared_bytes: int, device: int) -> int:
     size.x, size.y, size.z = blocks, 1, 1
     _, context = _check(driver.cuDevicePrimaryCtxRetain(device))
     _check(driver.cuCtxPushCurrent(context))
-    answer = driver.cuOccupancyMaxActiveClusters(kernel.handle, _config(blocks, 32, shared_bytes, attribute))
+    answer = driver.cuOccupancyMaxActiveClusters(kernel, _config(blocks, 32, shared_bytes, attribute))
     _check(driver.cuCtxPopCurrent())
     _check(driver.cuDevicePrimaryCtxRelease(device))
     return _check(answer)[1]

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from sparse_bitnet.kernels.capture import capture
+
 FEWEST = 3  # times, however long one takes
 
 
@@ -39,25 +41,19 @@ def _timer(run: Callable[[], object], device: torch.device) -> Callable[[], floa
     """Gives the milliseconds of one `run`, each time that it is called."""
     if device.type != "cuda":
         return lambda: _host_milliseconds(run)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # what other threads do is their affair
-        run()
+    graph, _ = capture(run, device)
     for _ in range(2):
+        _replay_milliseconds(graph, device)
+    return lambda: _replay_milliseconds(graph, device)
+
+
+def _replay_milliseconds(graph: torch.cuda.CUDAGraph, device: torch.device) -> float:
+    with torch.cuda.device(device):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
         graph.replay()
-    return lambda: _replay_milliseconds(graph)
-
-
-def _replay_milliseconds(graph: torch.cuda.CUDAGraph) -> float:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    graph.replay()
-    end.record()
-    end.synchronize()
+        end.record()
+        end.synchronize()
     return start.elapsed_time(end)
 
 

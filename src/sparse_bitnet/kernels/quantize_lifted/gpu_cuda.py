@@ -46,7 +46,7 @@ def run(x: Tensor, activations: Activations, m: int, codes: Tensor) -> tuple[Ten
     if x.numel():
         threads = 128 if eights <= 256 else 256 if eights <= 1024 else 512
         kernel = cuda_device.compile_kernel(
-            SOURCE, "quantize_lifted", 0 if m == WINDOW else width,
+            SOURCE, "quantize_lifted", 0 if m == WINDOW else width, waits=True,
             M=m, KIND=KINDS[x.dtype], THREADS=threads, HELD=-(-eights // threads), SMALLEST=f"{SMALLEST_MAGNITUDE}f",
         )  # fmt: skip
         with torch.cuda.device_of(x):

@@ -12,7 +12,7 @@
 // are an eighth of its activations. A third role, one warp, loads: ROW_BLOCKS blocks share their tokens, each loading
 // its part of them for all.
 //
-// Where tiles are fewer than multiprocessors, SPLITS such pairs of blocks share a tile: each sums a part of the lifted
+// Where few tiles would leave multiprocessors idle, SPLITS such pairs of blocks share a tile: each sums a part of the lifted
 // columns, hands its sums to the others through distributed shared memory, and finishes its part of the tokens. Integers
 // add up to the same in any order, and nothing but shared memory is used.
 

@@ -14,7 +14,7 @@ from sparse_bitnet.kernels.sparse_product import COLUMNS_MULTIPLE, ROWS_MULTIPLE
 from sparse_bitnet.kernels.sparse_product.tiling import ROW_BLOCKS, SHARED_BYTES, THREADS, TILINGS, Tiling, best_tiling
 
 SOURCE = Path(__file__).with_suffix(".cu")
-MOST_COLUMNS = 65536  # half of them not 0, times 128, stay below 2^22
+MOST_COLUMNS = 65536  # half of them not 0, times 128, are at most 2^22
 RESULTS = {torch.bfloat16: '"bf16"', torch.float16: '"f16"'}
 obstacle = cuda_device.obstacle
 
@@ -24,8 +24,8 @@ def supports(codes: Tensor, token_scale: Tensor, weight: SparseWeight, dtype: to
         return f"the activations are on {codes.device.type}"
     if dtype not in RESULTS:
         return f"a result in {dtype}; it gives {', '.join(map(str, RESULTS))}"
-    if codes.shape[-1] % COLUMNS_MULTIPLE:
-        return f"{codes.shape[-1]} lifted columns are not a multiple of {COLUMNS_MULTIPLE}"
+    if codes.shape[-1] % COLUMNS_MULTIPLE or not codes.shape[-1]:
+        return f"{codes.shape[-1]} lifted columns are not a multiple of {COLUMNS_MULTIPLE}, or are none"
     if codes.shape[-1] > MOST_COLUMNS:
         return f"{codes.shape[-1]} lifted columns are more than {MOST_COLUMNS}"
     if weight.out_features % ROWS_MULTIPLE:
@@ -83,7 +83,7 @@ def _plan(
     at_once = _clusters_at_once(device)
     tiling = tiling or best_tiling(groups, stages, tokens, at_once)
     kernel = cuda_device.compile_kernel(
-        SOURCE, "sparse_product", tiling.shared_bytes,
+        SOURCE, "sparse_product", tiling.shared_bytes, waits=True,
         RESULT=RESULTS[dtype], PER_ROW=int(per_row), **tiling.definitions,
     )  # fmt: skip
     row_tiles, token_tiles = tiling.tiles(groups, tokens)

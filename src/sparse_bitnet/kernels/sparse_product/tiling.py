@@ -1,7 +1,8 @@
 """How the result of a sparse product is cut among the multiprocessors of a GPU.
 
-A block of threads has a tile of BLOCK_ROWS x `tokens`, and two blocks share their tokens. Where that gives fewer blocks
-than there are multiprocessors, `splits` such pairs share a tile, each with a part of the lifted columns.
+Two blocks of threads, of BLOCK_ROWS rows each, have a tile of `tokens` in common. Where few tiles would leave
+multiprocessors idle, `splits` such pairs share one, each with a part of the lifted columns. Of all ways that one is
+taken that is reckoned to take the least time.
 
 Shapes: G groups of 64 rows, S stages of 128 lifted columns (formats/fragments.py), T tokens.
 """
@@ -21,7 +22,8 @@ DEPTH = COLUMNS * INSTRUCTIONS
 SHARED_BYTES = 227 * 1024  # that a block of Hopper can have
 MOST_STAGES = 8
 
-# Nanoseconds of a block, fitted on an H100 to products of 6 shapes with 128 to 2,048 tokens by every tiling.
+# Nanoseconds of a block, fitted on an H100 to products of 6 shapes with 128 to 2,048 tokens by every tiling; some of
+# their times are in tests/kernels/test_tiling.py.
 STAGE_NS, STAGE_NS_OF_TOKEN = 160, 1.1
 RESULT_NS_OF_TOKEN = 12
 EXCHANGE_NS, EXCHANGE_NS_OF_TOKEN = 1000, 30
