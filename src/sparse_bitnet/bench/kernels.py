@@ -9,14 +9,12 @@ import torch
 
 from sparse_bitnet.bench.baselines import plain_effective_weight
 from sparse_bitnet.bench.checks import check_kernels
-from sparse_bitnet.bench.timing import copy_bandwidth
+from sparse_bitnet.bench.timing import REPEATS, copy_bandwidth
 from sparse_bitnet.kernels import effective_weight, quantize_activation
 from sparse_bitnet.kernels.effective_weight import empty_scale
 from sparse_bitnet.kernels.timing import milliseconds
 from sparse_bitnet.numerics.activation import fake_quantize_activation
 from sparse_bitnet.recipe import Recipe
-
-REPEATS = 20
 
 
 def bench_effective_weight(shape: tuple[int, int], patterns: list[str], device: torch.device) -> list[dict[str, Any]]:

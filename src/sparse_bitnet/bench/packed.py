@@ -5,7 +5,8 @@
             quantisation of its activations
     ours    packed_linear: quantisation, product, scales
 
-All give bf16, in a CUDA graph. Weights are taken in turn from copies that together fill twice the cache, or are 64.
+All give bf16, in a CUDA graph, and are measured forwards and then backwards. Weights are taken in turn from copies that
+together fill twice the cache, or are 64.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -20,11 +21,10 @@ import torch
 from torch.nn import functional as F
 
 from sparse_bitnet.bench.checks import check_packed_linear
-from sparse_bitnet.bench.products import REPEATS, System, fp8_systems
-from sparse_bitnet.bench.timing import cold_copies, copy_bandwidth
+from sparse_bitnet.bench.products import fp8_systems
+from sparse_bitnet.bench.timing import System, cold_copies, copy_bandwidth, times_of
 from sparse_bitnet.formats import i2
 from sparse_bitnet.kernels.packed_linear import OPERATOR, PackedLayout
-from sparse_bitnet.kernels.timing import milliseconds
 
 
 def bench_packed(
@@ -56,10 +56,7 @@ def _rows(
         if device.type == "cuda":
             systems["fp8"] = fp8_systems(codes, x)["fp8+"]
         row: dict[str, Any] = {"shape": list(shape), "tokens": count, "packed_bytes": packed[0].nbytes}
-        for name, (run, weights) in systems.items():
-            row[f"{name}_ms"] = milliseconds(
-                lambda run=run, weights=weights: [run(one) for one in weights], REPEATS, device
-            ) / len(weights)
+        row |= times_of(systems, device)
         row |= {f"times_{name}": row[f"{name}_ms"] / row["ours_ms"] for name in systems if name != "ours"}
         row["share_of_copy_bandwidth"] = 1e3 * row["packed_bytes"] / bandwidth / row["ours_ms"]
         rows.append(row | {"copy_bytes_per_second": bandwidth})

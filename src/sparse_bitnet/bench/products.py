@@ -9,7 +9,7 @@
     ours+        the same with the quantisation of its activations; `bf16+` and `fp8+` likewise, as a layer needs them
 
 Each system takes its weights in turn from copies of its own that the cache cannot hold together. All are measured
-forwards and then backwards, and the mean is told: at its limit of power a GPU slows whoever comes late.
+forwards and then backwards, and the mean is told, as a warm GPU is a slower one.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -24,24 +24,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparse_bitnet.bench.timing import cold_copies
+from sparse_bitnet.bench.timing import System, cold_copies, times_of
 from sparse_bitnet.formats.windows import WINDOW, lift_weight
 from sparse_bitnet.kernels.quantize_activation import OPERATOR as FAKE_QUANTIZE
 from sparse_bitnet.kernels.quantize_lifted import quantize_lifted
 from sparse_bitnet.kernels.sparse_product import OPERATOR as SPARSE_PRODUCT
 from sparse_bitnet.kernels.sparse_product import SparseWeight, reference
-from sparse_bitnet.kernels.timing import milliseconds_in_turn
 from sparse_bitnet.kernels.weight_fragments import empty_fragments, write_fragments
 from sparse_bitnet.numerics.nm_mask import nm_mask
 from sparse_bitnet.recipe import NMPattern
 
-REPEATS = 20
-LONGEST = 50.0  # milliseconds of one system's repeats
 SPARSE_INT8_PEAK = 3.958e15  # operations a second, zeros counted, by the data sheet of H100 SXM and H200
 LARGEST_FP8 = 448.0
-
-System = tuple[Callable[[Tensor], object], list[Tensor]]
-"""A product, and the weights that it takes in turn."""
 
 
 def bench_products(
@@ -89,12 +83,8 @@ def _row(shape: tuple[int, int], tokens: int, pattern: NMPattern, device: torch.
     if device.type == "cuda":
         systems |= fp8_systems(weight, x) | _int8_systems(weight, x, row_scale)
         systems |= _cusparselt_system(lift_weight(weight, pattern.m), codes, row_scale, x.dtype)
-    runs = [partial(_each, run, operands) for run, operands in systems.values()]
     row: dict[str, Any] = {"shape": list(shape), "tokens": tokens, "pattern": str(pattern)}
-    for (name, (_, operands)), time in zip(
-        systems.items(), milliseconds_in_turn(runs, REPEATS, device, LONGEST), strict=True
-    ):
-        row[f"{name}_ms"] = time / len(operands)
+    row |= times_of(systems, device)
     row["sparse_operations_per_second"] = 2e3 * tokens * height * codes.shape[1] / row["ours_ms"]
     row["share_of_sparse_peak"] = row["sparse_operations_per_second"] / SPARSE_INT8_PEAK
     for name in ("bf16", "fp8", "cusparselt"):
@@ -106,12 +96,6 @@ def _row(shape: tuple[int, int], tokens: int, pattern: NMPattern, device: torch.
     if device.type == "cuda":
         row["times_8bit+"] = min(row["times_int8+"], row["times_fp8+"])
     return row
-
-
-def _each(run: Callable[[Tensor], object], operands: Sequence[Tensor]) -> None:
-    """Results are let go one by one, so that no system needs room for all of them."""
-    for operand in operands:
-        run(operand)
 
 
 def fp8_systems(weight: Tensor, x: Tensor) -> dict[str, System]:

@@ -66,7 +66,8 @@ def prefill(
 ) -> None:
     """Tokens a second of a prompt: `bench generation` without its decoding."""
     generation(
-        preset, systems, "", prompt, 1, vocabulary, "grouped", repeats, no_fuse, profile, device, json
+        preset, systems, batch="", prompt=prompt, vocabulary=vocabulary, repeats=repeats, no_fuse=no_fuse,
+        profile=profile, device=device, json=json,
     )  # fmt: skip
 
 
