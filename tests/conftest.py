@@ -28,6 +28,18 @@ from sparse_bitnet.training.run import train
 transformers_logging.disable_progress_bar()
 
 WORDS = "the cat sat on a mat and the dog ran to the old red barn while rain fell over green hills".split()
+SMALL: dict[str, object] = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -67,20 +79,8 @@ def dense_model() -> Callable[..., PreTrainedModel]:
     """Makes a Qwen2 model of 2 layers, 64 wide, 4 heads over 2, for 320 tokens; settings by keyword."""
 
     def make(**settings: object) -> PreTrainedModel:
-        shape = {
-            "vocab_size": 320,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 128,
-            "tie_word_embeddings": True,
-            "bos_token_id": 0,
-            "eos_token_id": 0,
-            "pad_token_id": 0,
-        }
-        return AutoModelForCausalLM.from_config(Qwen2Config(**(shape | settings)), dtype=torch.float32)
+        config = Qwen2Config(**(SMALL | {"tie_word_embeddings": True} | settings))
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
     return make
 
@@ -116,23 +116,9 @@ def mixture_model() -> Callable[..., PreTrainedModel]:
     """Makes a Qwen3-MoE model of 2 layers, 64 wide, 2 of 4 experts a token, 32 wide; settings by keyword."""
 
     def make(**settings: object) -> PreTrainedModel:
-        shape = {
-            "vocab_size": 320,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "moe_intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "max_position_embeddings": 128,
-            "bos_token_id": 0,
-            "eos_token_id": 0,
-            "pad_token_id": 0,
-        }
-        return AutoModelForCausalLM.from_config(Qwen3MoeConfig(**(shape | settings)), dtype=torch.float32)
+        experts = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
+        config = Qwen3MoeConfig(**(SMALL | experts | settings))
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
     return make
 

@@ -34,13 +34,6 @@ def packed(latent: Path, command: Command, tmp_path: Path) -> Path:
     return tmp_path / "packed"
 
 
-@pytest.fixture
-def short_text(documents: list[str], tmp_path: Path) -> Path:
-    file = tmp_path / "short.txt"
-    file.write_text("".join(documents[:10]))
-    return file
-
-
 def assert_one_line(answer, message: str) -> None:
     assert answer.code == 2, answer
     assert message in answer.err
@@ -147,16 +140,8 @@ def test_eval_ppl_agrees_between_latent_and_packed(
     assert results[packed]["perplexity"] == pytest.approx(results[latent]["perplexity"], rel=1e-3)
 
 
-def test_eval_ppl_reads_a_dense_model_too(
-    command: Command,
-    dense_model: Callable[..., PreTrainedModel],
-    tokenizer: PreTrainedTokenizerBase,
-    short_text: Path,
-    tmp_path: Path,
-) -> None:
-    dense_model().save_pretrained(tmp_path / "dense")
-    tokenizer.save_pretrained(tmp_path / "dense")
-    assert command("eval", "ppl", tmp_path / "dense", "--text", short_text, "--window", 64).code == 0
+def test_eval_ppl_reads_a_dense_model_too(command: Command, dense: Path, short_text: Path) -> None:
+    assert command("eval", "ppl", dense, "--text", short_text, "--window", 64).code == 0
 
 
 def test_generate_is_the_same_for_the_same_seed(command: Command, packed: Path) -> None:

@@ -7,32 +7,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM
 
 from sparse_bitnet.nn.stored_settings import named_layers
 
 Command = Callable[..., object]
 
 
-@pytest.fixture
-def dense(dense_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Path:
-    dense_model().save_pretrained(tmp_path / "dense")
-    tokenizer.save_pretrained(tmp_path / "dense")
-    return tmp_path / "dense"
-
-
-@pytest.fixture
-def text(documents: list[str], tmp_path: Path) -> Path:
-    file = tmp_path / "text.txt"
-    file.write_text("".join(documents[:20]))
-    return file
-
-
 def test_a_dense_checkpoint_becomes_one_to_train_pack_and_score(
-    dense: Path, text: Path, corpus_file: Path, command: Command, tmp_path: Path
+    dense: Path, short_text: Path, corpus_file: Path, command: Command, tmp_path: Path
 ) -> None:
     output, figures = tmp_path / "latent", tmp_path / "figures.json"
-    arguments = ("--criterion", "activation", "--calibration", corpus_file, "--calibration-tokens", 500, "--text", text)
+    arguments = (
+        "--criterion",
+        "activation",
+        "--calibration",
+        corpus_file,
+        "--calibration-tokens",
+        500,
+        "--text",
+        short_text,
+    )
     answer = command("import", dense, output, "--pattern", "2:4", *arguments, "--json", figures)
     assert answer.code == 0, answer.err
     lines = answer.out.splitlines()
@@ -43,7 +38,7 @@ def test_a_dense_checkpoint_becomes_one_to_train_pack_and_score(
     written = json.loads(figures.read_text())
     assert list(written["perplexity"]) == ["as it came", "2:4", "2:4, ternary"]
     assert written["pattern"] == "2:4" and written["criterion"] == "activation" and written["summary"]["holds_pattern"]
-    shown = command("eval", "ppl", dense, "--text", text, "--json", tmp_path / "before.json")
+    shown = command("eval", "ppl", dense, "--text", short_text, "--json", tmp_path / "before.json")
     assert shown.code == 0
     before = json.loads((tmp_path / "before.json").read_text())
     assert before["perplexity"] == pytest.approx(written["perplexity"]["as it came"]["perplexity"], rel=1e-6)
