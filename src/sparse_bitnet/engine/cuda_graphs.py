@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache, StaticLayer
 from transformers.generation.logits_process import (
@@ -198,13 +199,9 @@ def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
 def grouped_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
-    """Attention of one query: the heads that share keys [S, H, L, D] are rows of one product with them.
-
-    `sdpa` of transformers repeats keys and values for each of those heads where it is given a mask.
-    """
-    rows = query.reshape(*key.shape[:2], -1, query.shape[-1])  # [S, H, R, D]
-    shares = torch.softmax((rows * scaling) @ key.mT + attention_mask, dim=-1, dtype=torch.float32)
-    return (shares.to(value.dtype) @ value).reshape(len(query), 1, -1, query.shape[-1]), None
+    """`sdpa` where heads share keys and values [S, H, L, D]: given a mask, that of transformers repeats them."""
+    output = scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling, enable_gqa=True)
+    return output.transpose(1, 2), None
 
 
 AttentionInterface.register(GROUPED, grouped_attention)
