@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM
 from typer.testing import CliRunner
 
 from sparse_bitnet import PackedLinear, Recipe, convert, prepare
 from sparse_bitnet.bench.checks import by_reference, check_layers, check_likeness
-from sparse_bitnet.bench.generation import GROUPED, Generation, GenerationBench, bench_generation, grouped_attention
+from sparse_bitnet.bench.generation import GenerationBench, bench_generation
 from sparse_bitnet.cli.main import app
+from sparse_bitnet.engine.cuda_graphs import GROUPED, Sequences, attention
 
 CPU = torch.device("cpu")
 SMALL = "--device cpu --preset tiny --vocabulary 320 --context 6 --repeats 1"
@@ -32,17 +33,18 @@ def language_model() -> Qwen2ForCausalLM:
 @torch.no_grad()
 @pytest.mark.parametrize("compiled", [False, True])
 def test_steps_write_what_transformers_generates(compiled: bool) -> None:
-    AttentionInterface.register(GROUPED, grouped_attention)
     model, prompt = language_model(), torch.randint(1, 64, (3, 5), generator=torch.Generator().manual_seed(1))
     expected = model.generate(prompt, max_new_tokens=6, do_sample=False, pad_token_id=0)
-    work = Generation(model, 3, 16, CPU)
+    work = Sequences(model, 3, 16)
     work.begin(work.read(prompt).argmax(-1, keepdim=True), 5)
     written = [work.token.clone()]
-    model.set_attn_implementation(GROUPED)
-    step = torch.compile(work.step, backend="aot_eager", fullgraph=True, dynamic=False) if compiled else work.step
-    for _ in range(5):
-        step()
-        written.append(work.token.clone())
+    step = work.greedy_step
+    if compiled:
+        step = torch.compile(step, backend="aot_eager", fullgraph=True, dynamic=False)
+    with attention(model, GROUPED):
+        for _ in range(5):
+            step()
+            written.append(work.token.clone())
     assert isinstance(expected, Tensor) and torch.equal(torch.cat(written, dim=1), expected[:, 5:])
     assert len(set(expected[0, 5:].tolist())) > 2  # it does not write one token for ever
     assert int(work.position) == 10

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
-from transformers.cache_utils import Cache, StaticLayer
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sparse_bitnet.bench.checks import by_reference, check_layers, check_likeness
 from sparse_bitnet.bench.timing import kernel_times
+from sparse_bitnet.engine.cuda_graphs import GROUPED, PLACES, Sequences, attention
 from sparse_bitnet.kernels.timing import milliseconds
 from sparse_bitnet.nn.acceleration import accelerate
 from sparse_bitnet.nn.packed_linear import PackedLinear
@@ -31,10 +31,8 @@ from sparse_bitnet.recipe import NMPattern, Recipe
 from sparse_bitnet.training.presets import PRESETS, preset_config
 
 DENSE = "dense"
-PROMPT_ATTENTION = "sdpa"
-GROUPED = "grouped"
+GROUPED_OPTION = "grouped"
 BYTES = ("state_bytes", "linears_bytes", "held_bytes")
-PLACES = 128  # the cache ends at a multiple of so many
 UNTIMED = 8  # places for steps that are not timed
 
 
@@ -53,7 +51,7 @@ class GenerationBench:
     prompts: tuple[int, ...] = (2048, 8192)
     context: int = 512
     vocabulary: int = 151_936
-    attention: str = GROUPED
+    attention: str = GROUPED_OPTION
     repeats: int = 30
     fuse: bool = True
     profile: bool = False
@@ -72,7 +70,6 @@ class GenerationBench:
 @torch.no_grad()
 def bench_generation(bench: GenerationBench, device: torch.device) -> dict[str, Any]:
     """Rows of decoding and of prompts by system, with ratios to dense; ValueError where a system computes otherwise."""
-    AttentionInterface.register(GROUPED, grouped_attention)
     result: dict[str, Any] = {"settings": asdict(bench), "decode": [], "prefill": [], "memory": [], "choices": {}}
     for system in bench.systems:
         _forget(device)
@@ -93,70 +90,6 @@ def bench_generation(bench: GenerationBench, device: torch.device) -> dict[str, 
     return result
 
 
-class FixedLayer(StaticLayer):
-    """A layer of transformers' static cache written at `positions`, which all share: by itself each counts its own."""
-
-    keys: Tensor
-    values: Tensor
-    positions: Tensor
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        self.keys.index_copy_(2, self.positions, key_states)
-        self.values.index_copy_(2, self.positions, value_states)
-        return self.keys, self.values
-
-
-class Generation:
-    """A model at work on `batch` sequences with `length` places each."""
-
-    def __init__(self, model: PreTrainedModel, batch: int, length: int, device: torch.device) -> None:
-        self.model, config = model, model.config
-        self.position = torch.zeros(1, dtype=torch.long, device=device)
-        self.token = torch.zeros(batch, 1, dtype=torch.long, device=device)
-        self.layers = [FixedLayer(length) for _ in range(config.num_hidden_layers)]
-        self.cache = Cache(list(self.layers))
-        heads, width = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
-        self.cache.early_initialization(batch, heads, width, model.dtype, device)
-        self.places = torch.arange(length, device=device)
-        self.mask = torch.empty(batch, 1, 1, length, dtype=model.dtype, device=device)  # added to scores
-
-    def begin(self, token: Tensor, position: int) -> None:
-        """Have the next step take `token` [S, 1], at `position`."""
-        self.token.copy_(token)
-        self.position.fill_(position)
-        self.mask.copy_(torch.where(self.places <= position, 0.0, -torch.inf))
-
-    def read(self, prompt: Tensor) -> Tensor:
-        """prompt [S, P], the first tokens of all -> logits [S, V] of the token that follows."""
-        return self._forward(prompt, self.places[: prompt.shape[1]], None)
-
-    def step(self) -> Tensor:
-        """Read `token` at `position`, and go on to the likeliest next one; its logits [S, V]."""
-        logits = self._forward(self.token, self.position, self.mask)
-        self.token.copy_(logits.argmax(-1, keepdim=True))
-        self.position.add_(1)
-        self.mask.index_fill_(-1, self.position, 0.0)
-        return logits
-
-    def _forward(self, tokens: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        for layer in self.layers:
-            layer.positions = positions
-        output = self.model(
-            input_ids=tokens, position_ids=positions[None], past_key_values=self.cache, use_cache=True,
-            attention_mask={"full_attention": mask}, logits_to_keep=1,
-        )  # fmt: skip
-        return output.logits[:, -1]
-
-
-def grouped_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **_: Any
-) -> tuple[Tensor, None]:
-    """Attention of one query: the heads that share keys [S, H, L, D] are rows of one product with them."""
-    rows = query.reshape(*key.shape[:2], -1, query.shape[-1])  # [S, H, R, D]
-    shares = torch.softmax(rows @ key.mT * scaling + attention_mask, dim=-1, dtype=torch.float32)
-    return (shares.to(value.dtype) @ value).reshape(len(query), 1, -1, query.shape[-1]), None
-
-
 def _model(bench: GenerationBench, system: str, device: torch.device) -> PreTrainedModel:
     """Random weights, made on the device; bf16 on a GPU."""
     torch.manual_seed(bench.seed)
@@ -170,25 +103,24 @@ def _model(bench: GenerationBench, system: str, device: torch.device) -> PreTrai
 def _decode(bench: GenerationBench, model: PreTrainedModel, batch: int, device: torch.device) -> dict[str, Any]:
     _forget(device)
     places = -(-(bench.context + UNTIMED + bench.repeats) // PLACES) * PLACES
-    work = Generation(model, batch, places, device)
+    work = Sequences(model, batch, places)
     start = work.read(_prompt(bench, batch, bench.context, device)).argmax(-1, keepdim=True)
     work.begin(start, bench.context)
     with by_reference(model):
-        expected = work.step()
+        expected = work.greedy_step()
     work.begin(start, bench.context)
-    model.set_attn_implementation(bench.attention)
-    step = _compiled(work.step, device)
-    likeness = check_likeness(step().clone(), expected)
-    ms = milliseconds(step, bench.repeats, device)
+    with attention(model, GROUPED if bench.attention == GROUPED_OPTION else bench.attention):
+        step = _compiled(work.greedy_step, device)
+        likeness = check_likeness(step().clone(), expected)
+        ms = milliseconds(step, bench.repeats, device)
+        kernels = _profile(bench, step, device)
     row = {"ms": ms, "tokens_per_second": 1e3 * batch / ms, "likeness": likeness, "peak_bytes": _peak(device)}
-    kernels = _profile(bench, step, device)
-    model.set_attn_implementation(PROMPT_ATTENTION)
     return {"batch": batch, "context": bench.context, "places": places, **row, "kernels": kernels}
 
 
 def _prefill(bench: GenerationBench, model: PreTrainedModel, tokens: int, device: torch.device) -> dict[str, Any]:
     _forget(device)
-    work, prompt = Generation(model, 1, tokens, device), _prompt(bench, 1, tokens, device)
+    work, prompt = Sequences(model, 1, tokens), _prompt(bench, 1, tokens, device)
     with by_reference(model):
         expected = work.read(prompt)
     _forget(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Annotated, Any, cast
 
 import typer
@@ -35,7 +36,9 @@ def generate(
 
         decoder = Decoder(model, head=cast(Any, head))
         tokenizer = load_tokenizer(model)
-        _write_natively(decoder, tokenizer, prompt_tokens(tokenizer, prompt), max_new_tokens, sampling)
+        ids = prompt_tokens(tokenizer, prompt)
+        tokens = decoder.generate([ids], max_new_tokens, sampling, stop=decoder.end_tokens)
+        _stream(tokenizer, ids, (token for _, token in tokens))
         return
     from sparse_bitnet.checkpoint.loading import open_model
 
@@ -45,7 +48,16 @@ def generate(
         _accelerate(language_model)
     if engine == "auto" and chosen == "cpu":
         print(f"transformers writes, not the native engine: {reason}", file=sys.stderr)
-    _write_with_transformers(language_model, tokenizer, prompt_tokens(tokenizer, prompt), max_new_tokens, sampling)
+    ids = prompt_tokens(tokenizer, prompt)
+    _check_room(language_model, ids, max_new_tokens)
+    from sparse_bitnet.engine import cuda_graphs
+
+    if engine == "auto" and cuda_graphs.obstacle(language_model) is None:
+        end: Any = language_model.generation_config.eos_token_id
+        stop = end if isinstance(end, list) else [end]
+        _stream(tokenizer, ids, cuda_graphs.write(language_model, ids, max_new_tokens, sampling, stop))
+    else:
+        _write_with_transformers(language_model, tokenizer, ids, max_new_tokens, sampling)
 
 
 def _accelerate(language_model: Any) -> None:
@@ -56,16 +68,23 @@ def _accelerate(language_model: Any) -> None:
         accelerate(language_model, (1, 64, 512, 2048), language_model.dtype)
 
 
-def _write_natively(decoder: Any, tokenizer: Any, ids: list[int], max_new_tokens: int, sampling: Any) -> None:
+def _stream(tokenizer: Any, ids: list[int], tokens: Iterable[int]) -> None:
     import torch
     from transformers import TextStreamer
 
-    tokens = decoder.generate([ids], max_new_tokens, sampling, stop=decoder.end_tokens)
     streamer = TextStreamer(tokenizer, skip_special_tokens=True)
     streamer.put(torch.tensor(ids))
-    for _, token in tokens:
+    for token in tokens:
         streamer.put(torch.tensor([token]))
     streamer.end()
+
+
+def _check_room(language_model: Any, ids: list[int], max_new_tokens: int) -> None:
+    context = getattr(language_model.config, "max_position_embeddings", None)
+    if context is not None and len(ids) + max_new_tokens > context:
+        raise ValueError(
+            f"{len(ids)} tokens of prompt and {max_new_tokens} new ones exceed the model's context of {context}"
+        )
 
 
 def _write_with_transformers(
@@ -74,11 +93,6 @@ def _write_with_transformers(
     import torch
     from transformers import TextStreamer
 
-    context = getattr(language_model.config, "max_position_embeddings", None)
-    if context is not None and len(ids) + max_new_tokens > context:
-        raise ValueError(
-            f"{len(ids)} tokens of prompt and {max_new_tokens} new ones exceed the model's context of {context}"
-        )
     if sampling.seed is not None:
         torch.manual_seed(sampling.seed)
     warm = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}

@@ -1,1 +1,1 @@
-"""Decode a whole packed model natively on a CPU; `decoder.Decoder` is the way in. transformers is not needed."""
+"""Write with a whole model: natively on a CPU (`decoder`, which needs no transformers), on a GPU by `cuda_graphs`."""
