@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._inductor import list_options
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sparse_bitnet.bench.checks import by_reference, check_layers, check_likeness
@@ -43,6 +44,7 @@ class GenerationBench:
     systems    dense, or n:m of a packed model
     attention  of decoding: a name of transformers, or `grouped`, which does not repeat keys and values for the heads
                that share them, as `sdpa` with a mask does; that of prompts is `sdpa`, without a mask
+    inductor   names of torch.compile's options that are switched on, for all systems
     """
 
     preset: str = "qwen2.5-3b"
@@ -52,6 +54,7 @@ class GenerationBench:
     context: int = 512
     vocabulary: int = 151_936
     attention: str = GROUPED_OPTION
+    inductor: tuple[str, ...] = ()
     repeats: int = 30
     fuse: bool = True
     profile: bool = False
@@ -65,6 +68,8 @@ class GenerationBench:
                 NMPattern.parse(system)
         if not self.systems or not (self.batches or self.prompts):
             raise ValueError("nothing to measure: give systems, and batches or prompts")
+        if unknown := sorted(set(self.inductor) - set(list_options())):
+            raise ValueError(f"torch.compile has no option {unknown[0]!r}: see torch._inductor.list_options()")
 
 
 @torch.no_grad()
@@ -110,7 +115,7 @@ def _decode(bench: GenerationBench, model: PreTrainedModel, batch: int, device: 
         expected = work.greedy_step()
     work.begin(start, bench.context)
     with attention(model, GROUPED if bench.attention == GROUPED_OPTION else bench.attention):
-        step = _compiled(work.greedy_step, device)
+        step = _compiled(bench, work.greedy_step, device)
         likeness = check_likeness(step().clone(), expected)
         ms = milliseconds(step, bench.repeats, device)
         kernels = _profile(bench, step, device)
@@ -124,7 +129,7 @@ def _prefill(bench: GenerationBench, model: PreTrainedModel, tokens: int, device
     with by_reference(model):
         expected = work.read(prompt)
     _forget(device)
-    read = _compiled(lambda: work.read(prompt), device)
+    read = _compiled(bench, lambda: work.read(prompt), device)
     likeness = check_likeness(read().clone(), expected)
     ms = milliseconds(read, bench.repeats, device)
     row = {"ms": ms, "tokens_per_second": 1e3 * tokens / ms, "likeness": likeness, "peak_bytes": _peak(device)}
@@ -136,8 +141,10 @@ def _prompt(bench: GenerationBench, batch: int, tokens: int, device: torch.devic
     return torch.randint(bench.vocabulary, (batch, tokens), generator=generator).to(device)
 
 
-def _compiled(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
-    return torch.compile(run, fullgraph=True, dynamic=False) if device.type == "cuda" else run
+def _compiled(bench: GenerationBench, run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+    if device.type != "cuda":
+        return run
+    return torch.compile(run, fullgraph=True, dynamic=False, options=dict.fromkeys(bench.inductor, True))
 
 
 def _profile(bench: GenerationBench, run: Callable[[], object], device: torch.device) -> list[dict[str, Any]]:

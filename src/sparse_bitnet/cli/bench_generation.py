@@ -15,6 +15,7 @@ Batch = Annotated[str, typer.Option(help="Sequences that are written at once, se
 Context = Annotated[int, typer.Option(min=1, help="Tokens of each sequence before those that are written.")]
 Vocabulary = Annotated[int, typer.Option(min=2, help="Rows of embedding and head, which are one.")]
 Attention = Annotated[str, typer.Option(help="Of decoding: grouped, or sdpa, flex_attention, ... of transformers.")]
+Inductor = Annotated[str, typer.Option(help="Options of torch.compile that are switched on, separated by commas.")]
 Repeats = Annotated[int, typer.Option(min=1, help="Steps, or prompts, that are timed.")]
 NoFuse = Annotated[bool, typer.Option("--no-fuse", help="Multiply q, k and v, and gate and up, one by one.")]
 Profile = Annotated[bool, typer.Option("--profile", help="Tell each kernel's time in one more step.")]
@@ -30,6 +31,7 @@ def generation(
     context: Context = 512,
     vocabulary: Vocabulary = 151_936,
     attention: Attention = "grouped",
+    inductor: Inductor = "",
     repeats: Repeats = 30,
     no_fuse: NoFuse = False,
     profile: Profile = False,
@@ -43,8 +45,8 @@ def generation(
     from sparse_bitnet.bench.generation import GenerationBench, bench_generation
 
     bench = GenerationBench(
-        preset, tuple(systems.split(",")), batches, prompts, context, vocabulary, attention, repeats, not no_fuse,
-        profile,
+        preset, tuple(systems.split(",")), batches, prompts, context, vocabulary, attention,
+        tuple(inductor.split(",")) if inductor else (), repeats, not no_fuse, profile,
     )  # fmt: skip
     result = bench_generation(bench, torch.device(choose_device(device)))
     for system, choices in result["choices"].items():
@@ -58,6 +60,7 @@ def prefill(
     systems: Systems = "dense,6:8,2:4",
     prompt: Prompt = "2048,8192",
     vocabulary: Vocabulary = 151_936,
+    inductor: Inductor = "",
     repeats: Repeats = 30,
     no_fuse: NoFuse = False,
     profile: Profile = False,
@@ -66,8 +69,8 @@ def prefill(
 ) -> None:
     """Tokens a second of a prompt: `bench generation` without its decoding."""
     generation(
-        preset, systems, batch="", prompt=prompt, vocabulary=vocabulary, repeats=repeats, no_fuse=no_fuse,
-        profile=profile, device=device, json=json,
+        preset, systems, batch="", prompt=prompt, vocabulary=vocabulary, inductor=inductor, repeats=repeats,
+        no_fuse=no_fuse, profile=profile, device=device, json=json,
     )  # fmt: skip
 
 
