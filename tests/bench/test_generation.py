@@ -108,6 +108,7 @@ def test_the_commands_write_what_they_measure(
         ("--preset huge", "preset 'huge' is unknown: choose from tiny"),
         ("--systems dense,6-8", "6-8"),
         ("--batch= --prompt=", "nothing to measure"),
+        ("--inductor max_autotune,faster", "torch.compile has no option 'faster'"),
     ],
 )
 def test_what_cannot_be_measured_is_said_in_a_line(options: str, message: str) -> None:
