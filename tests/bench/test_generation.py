@@ -38,7 +38,7 @@ def test_steps_write_what_transformers_generates(compiled: bool) -> None:
     work = Sequences(model, 3, 16)
     work.begin(work.read(prompt).argmax(-1, keepdim=True), 5)
     written = [work.token.clone()]
-    step = work.greedy_step
+    step = work.greedy(work.step)
     if compiled:
         step = torch.compile(step, backend="aot_eager", fullgraph=True, dynamic=False)
     with attention(model, GROUPED):

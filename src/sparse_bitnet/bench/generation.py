@@ -112,15 +112,17 @@ def _decode(bench: GenerationBench, model: PreTrainedModel, batch: int, device: 
     start = work.read(_prompt(bench, batch, bench.context, device)).argmax(-1, keepdim=True)
     work.begin(start, bench.context)
     with by_reference(model):
-        expected = work.greedy_step()
+        expected = work.greedy(work.step)()
     work.begin(start, bench.context)
+    in_one_launch = work.step_in_one_launch()
     with attention(model, GROUPED if bench.attention == GROUPED_OPTION else bench.attention):
-        step = _compiled(bench, work.greedy_step, device)
+        step = work.greedy(in_one_launch) if in_one_launch else _compiled(bench, work.greedy(work.step), device)
         likeness = check_likeness(step().clone(), expected)
         ms = milliseconds(step, bench.repeats, device)
         kernels = _profile(bench, step, device)
     row = {"ms": ms, "tokens_per_second": 1e3 * batch / ms, "likeness": likeness, "peak_bytes": _peak(device)}
-    return {"batch": batch, "context": bench.context, "places": places, **row, "kernels": kernels}
+    how = {"context": bench.context, "places": places, "in_one_launch": in_one_launch is not None}
+    return {"batch": batch, **how, **row, "kernels": kernels}
 
 
 def _prefill(bench: GenerationBench, model: PreTrainedModel, tokens: int, device: torch.device) -> dict[str, Any]:

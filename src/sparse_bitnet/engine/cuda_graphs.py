@@ -25,10 +25,12 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from sparse_bitnet.engine import one_launch
 from sparse_bitnet.engine.architecture import MODEL_TYPES
 from sparse_bitnet.engine.rotary import Rotary
 from sparse_bitnet.engine.sampling import Sampling
 from sparse_bitnet.kernels.capture import capture
+from sparse_bitnet.kernels.decoder_step import decoder_step
 
 GROUPED = "sparse_bitnet_grouped"
 READING = "sdpa"  # of several tokens, where no mask means a causal one
@@ -146,22 +148,44 @@ class Sequences:
         self.mask.index_fill_(-1, self.position, 0.0)
         return logits
 
-    def greedy_step(self) -> Tensor:
-        """`step`, and the likeliest token is the next that is read."""
-        logits = self.step()
-        self.token.copy_(logits.argmax(-1, keepdim=True))
-        return logits
+    def greedy(self, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """What does `step`, and has the likeliest token be the next that is read."""
+
+        def greedy_step() -> Tensor:
+            logits = step()
+            self.token.copy_(logits.argmax(-1, keepdim=True))
+            return logits
+
+        return greedy_step
+
+    def step_in_one_launch(self) -> Callable[[], Tensor] | None:
+        """What does as `step` with all layers in one launch, where the model and its GPU have that; without the mask."""
+        if len(self.token) > 1 or one_launch.obstacle(self.model) is not None:
+            return None
+        decoder = one_launch.decoder_of(self.model, self.layers)
+        if one_launch.refusal(decoder) is not None:
+            return None
+        layers = decoder_step(decoder)
+
+        def step() -> Tensor:
+            x = self.model.get_input_embeddings()(self.token[0])  # [1, H]
+            layers(x[0], self.position)
+            self.position.add_(1)
+            return self.model.get_output_embeddings()(self.model.base_model.norm(x))
+
+        return step
 
     def recorded_step(self, token: Tensor, position: int) -> Callable[[], Tensor]:
         """`begin`, and a function that does what `step` does; its logits are overwritten by the next."""
         self.begin(token, position)
         if self.model.device.type != "cuda":
             return self._called_step
+        step = self.step_in_one_launch() or self.step
         with attention(self.model, GROUPED):
-            graph, logits = capture(self.step, self.model.device)
+            graph, logits = capture(step, self.model.device)
         self.begin(token, position)
 
-        def replay(keeps: Sequences = self) -> Tensor:  # what the graph reads
+        def replay(keeps: tuple[object, ...] = (self, step)) -> Tensor:  # what the graph reads
             graph.replay()
             return logits
 

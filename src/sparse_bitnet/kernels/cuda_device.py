@@ -32,13 +32,15 @@ def obstacle() -> str | None:
 class Kernel:
     """A compiled kernel and the bytes of shared memory that it is launched with.
 
-    waits  whether it waits by itself for the kernels before it, by griddepcontrol.wait ahead of all that it reads and
-           writes: then it may begin while the last one ends
+    waits        whether it waits by itself for the kernels before it, by griddepcontrol.wait ahead of all that it reads
+                 and writes: then it may begin while the last one ends
+    cooperative  whether its blocks wait for each other: then they begin at once, or the launch is refused
     """
 
     handle: Any
     shared_bytes: int
     waits: bool = False
+    cooperative: bool = False
 
     def launch(self, blocks: int, threads: int, maps: Sequence[TensorMap], *arguments: int) -> None:
         """On torch's current device and stream; maps come first, then pointers and ints, which take 8 bytes each here.
@@ -49,7 +51,8 @@ class Kernel:
         here = ctypes.addressof(values)
         places = [one.address for one in maps] + [here + 8 * index for index in range(len(arguments))]
         pointers = (ctypes.c_int64 * len(places))(*places)
-        config = _config(blocks, threads, self.shared_bytes, *([_early()] if self.waits else []))
+        attributes = [_early()] if self.waits else [_together()] if self.cooperative else []
+        config = _config(blocks, threads, self.shared_bytes, *attributes)
         config.hStream = torch._C._cuda_getCurrentRawStream(torch.cuda.current_device())
         _check(driver.cuLaunchKernelEx(config, self.handle, ctypes.addressof(pointers), 0))
 
@@ -73,6 +76,15 @@ def _early() -> Any:
     return attribute
 
 
+@lru_cache(maxsize=1)
+def _together() -> Any:
+    """For a launch whose blocks all run at a time."""
+    attribute = driver.CUlaunchAttribute()
+    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+    attribute.value.cooperative = 1
+    return attribute
+
+
 @dataclass(frozen=True)
 class TensorMap:
     """How the copy engine finds boxes of a tensor: the descriptor, and where it lies on the host."""
@@ -83,10 +95,12 @@ class TensorMap:
 
 @lru_cache(maxsize=256)
 def compile_kernel(
-    source: Path, name: str, shared_bytes: int = 0, waits: bool = False, **definitions: int | str
-) -> Kernel:
+    source: Path, name: str, shared_bytes: int = 0, waits: bool = False, cooperative: bool = False,
+    **definitions: int | str,
+) -> Kernel:  # fmt: skip
     """The kernel `name` of a file, with `definitions` for its preprocessor; RuntimeError with the compiler's words."""
-    return Kernel(_compile(source.read_bytes(), source.name, name, shared_bytes, **definitions), shared_bytes, waits)
+    handle = _compile(source.read_bytes(), source.name, name, shared_bytes, **definitions)
+    return Kernel(handle, shared_bytes, waits, cooperative)
 
 
 def _compile(text: bytes, file: str, name: str, shared_bytes: int, **definitions: int | str) -> Any:

@@ -60,7 +60,7 @@ class Operator:
         for backend in self.backends:
             if forced and backend.name != forced:
                 continue
-            reason = self._refusal(backend, *args)
+            reason = self.refusal(backend, *args)
             if reason is None:
                 return _module(self.package, backend).run
             refusals.append(f"{backend.name}: {reason}")
@@ -76,14 +76,15 @@ class Operator:
 
     def explain(self, *args: Any) -> str:
         """A line a backend: whether it can run these arguments, and if not, why."""
-        answers = ((backend, self._refusal(backend, *args)) for backend in self.backends)
+        answers = ((backend, self.refusal(backend, *args)) for backend in self.backends)
         return "\n".join(f"{self.name}/{backend.name}: {reason or 'yes'}" for backend, reason in answers)
 
     def obstacle(self, backend: Backend) -> str | None:
         """Why `backend` cannot run on this machine, whatever the arguments; None where it can."""
         return _obstacle(self.package, backend)
 
-    def _refusal(self, backend: Backend, *args: Any) -> str | None:
+    def refusal(self, backend: Backend, *args: Any) -> str | None:
+        """Why `backend` cannot run these arguments; None where it can."""
         return self.obstacle(backend) or _module(self.package, backend).supports(*args)
 
 

@@ -24,7 +24,7 @@ from sparse_bitnet.kernels.sparse_product import sparse_product
 from sparse_bitnet.kernels.timing import milliseconds
 from sparse_bitnet.kernels.weight_fragments import empty_fragments, write_fragments
 from sparse_bitnet.nn.packed_linear import PackedLinear
-from sparse_bitnet.nn.shared_inputs import join, layers_sharing_inputs, share
+from sparse_bitnet.nn.shared_inputs import Share, join, layers_sharing_inputs, share
 from sparse_bitnet.nn.sparse_forward import Shape, sparse_forward_obstacle, sparse_tensor_core_obstacle
 from sparse_bitnet.nn.stored_settings import named_layers
 from sparse_bitnet.numerics.ternary import scale_by_row
@@ -163,6 +163,14 @@ def _choose(layers: Sequence[PackedLinear], tokens: Sequence[int], dtype: torch.
         fragments = None if sparse_from == NEVER else weight.fragments
         layer.fast = replace(weight, fragments=fragments, sparse_from=sparse_from)
     return Choice(shape, recipe, len(layers), times, refusal, sparse_from)
+
+
+def packed_in_i2(layer: PackedLinear) -> Tensor:
+    """The weight [O, B] uint8 of `layer` in the format i2, that of its products on a GPU where it has some."""
+    fast = layer.fast.alone if isinstance(layer.fast, Share) else layer.fast
+    if isinstance(fast, FastWeight):
+        return fast.packed
+    return layer.weight if layer.format.name == "i2" else i2.pack(layer.codes())
 
 
 def fast_weight(layer: PackedLinear, has_fragments: bool) -> FastWeight:
