@@ -4,33 +4,31 @@
 
 A run that has a result file is not done again, so the same command goes on where it ended. Runs are started in the
 order of the tables named, and none that is not expected to be over by the end of the minutes. Each result is a file
-of its own as soon as its run is done, and `--pack` holds those of this call. Workers of one GPU take turns, and
-are together slower than one, unless NVIDIA's MPS is on (`nvidia-cuda-mps-control -d`).
+of its own as soon as its run is done, and `--pack` holds those of this call. A run that fails is tried once more, in a
+fresh process. Workers of one GPU take turns, and are together slower than one, unless NVIDIA's MPS is on
+(`nvidia-cuda-mps-control -d`).
 """
 
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
-import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections import Counter
 from dataclasses import dataclass, field
-from multiprocessing import connection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from experiments.results import Result, Results
 from experiments.settings import PAPER, TOY, Run, Scale
 from experiments.tables import TABLES, missing
+from experiments.workers import MakeTrainer, Trainer, Worker, answered, end, free
 
 OPERATIONS_A_SECOND = 1.9e14  # of one GPU, before there is a measurement: 1.8 M weights on an H200
 OVERHEAD = 30.0  # seconds of a run that do not go by its operations: compilation, evaluation
-
-_worker: dict[str, Any] = {}  # of this process, where it is a worker: its device and the corpus there
+ATTEMPTS = 2  # at a run, as a fault may be the GPU's
 
 
 @dataclass
@@ -77,6 +75,8 @@ def execute(
     if dry_run:
         describe(scale, results, tables, Clock(minutes, workers))
         return
+    if not data.is_dir():
+        raise typer.BadParameter(f"{data} does not exist: python -m experiments.corpus DATA {data} makes it")
     done = train_missing(scale, results, tables, data, Clock(minutes, workers), gpus, workers, pack)
     left = len(missing(scale, results, tables))
     print(f"{done} runs done, {left} missing{'' if not left else ': the same command goes on'}", flush=True)
@@ -103,39 +103,39 @@ def train_missing(
     gpus: int,
     workers: int,
     pack: Path | None,
+    make_trainer: MakeTrainer = Trainer,
 ) -> int:
-    """Train until nothing is missing or the time is up; how many runs are done. A run that fails is told and left."""
-    context = multiprocessing.get_context("spawn")
-    devices = context.Queue()
-    for _, gpu in itertools.product(range(workers), range(gpus)):
-        devices.put(gpu)
+    """Train until nothing is missing or the time is up; how many runs are done. A run that fails twice is left."""
+    pool = [Worker(gpu, data, make_trainer) for _, gpu in itertools.product(range(workers), range(gpus))]
     finished: list[str] = []
-    failed: set[str] = set()
-    running: dict[Future[Result], Run] = {}
-    with ProcessPoolExecutor(gpus * workers, context, _begin_worker, (devices, data)) as pool:
+    failures: Counter[str] = Counter()
+    try:
         while True:
-            busy = {run.key for run in running.values()} | failed
-            waiting = [run for run in missing(scale, results, tables) if run.key not in busy]
-            for run in waiting[: gpus * workers - len(running)]:
+            busy = {worker.run.key for worker in pool if worker.run}
+            runs = [run for run in missing(scale, results, tables) if run.key not in busy]
+            waiting = [run for run in runs if failures[run.key] < ATTEMPTS]
+            for run, worker in zip(waiting, free(pool), strict=False):
                 if clock.expected(run) > clock.left():
                     break
-                running[pool.submit(_train, run)] = run
+                worker.begin(run)
+            running = [worker for worker in pool if worker.run]
             if not running:
                 return len(finished)
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                run = running.pop(future)
-                error = future.exception()
-                if error is not None:
-                    failed.add(run.key)
-                    print(f"{run.name} FAILED: {type(error).__name__}: {error}", flush=True)
+            for worker in answered(running):
+                run, result = worker.finish()
+                if isinstance(result, str):
+                    failures[run.key] += 1
+                    told = "FAILED" if failures[run.key] == ATTEMPTS else "failed once"
+                    print(f"{run.name} {told}: {result}", flush=True)
                     continue
-                result = future.result()
                 results.add(run, result)
                 finished.append(run.key)
                 clock.learn(run, result["seconds"])
                 print(_line(run, result, clock), flush=True)
                 if pack is not None:
                     results.pack(pack, finished)
+    finally:
+        end(pool)
 
 
 def _line(run: Run, result: Result, clock: Clock) -> str:
@@ -144,51 +144,6 @@ def _line(run: Run, result: Result, clock: Clock) -> str:
         told = f"perplexity {result['perplexity']['test']:8.3f}"
     rate = f"lr {run.learning_rate:.3g}, {result['tokens_per_second'] / 1e6:.2f} M tokens/s"
     return f"{run.name:<44} {told}, {rate}, {result['seconds']:.0f} s, {clock.left() / 60:.1f} minutes left"
-
-
-def _begin_worker(devices: Any, data: Path) -> None:
-    """Take a GPU, or the CPU where there is none, and read the corpus onto it."""
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    import torch
-
-    from experiments.corpus import load
-
-    index = devices.get()
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", index)
-        torch.cuda.set_device(device)
-    limits: Any = torch._dynamo.config  # one process trains models of many recipes
-    limits.recompile_limit, limits.fail_on_recompile_limit_hit = 64, True
-    limits.automatic_dynamic_shapes = False
-    _worker.update(device=device, corpus=load(data, device))
-
-
-def _leave_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever, and keep its GPU."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-
-def _train(run: Run) -> Result:
-    import torch
-
-    from experiments.training import train
-
-    if _worker.get("kind") != (kind := _kind(run)):  # other code to compile; what was made on this disk is found again
-        torch.compiler.reset()
-        _worker["kind"] = kind
-    if _worker["device"].type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    return train(run, _worker["corpus"], _worker["device"])
-
-
-def _kind(run: Run) -> tuple[Any, ...]:
-    """Runs of one kind share compiled code."""
-    return run.size, run.recipe.values, run.recipe.gradient, run.residual > 0
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tarfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,10 @@ from typer.testing import CliRunner
 from experiments import execute
 from experiments.corpus import load
 from experiments.results import Results
-from experiments.settings import PAPER, Run, Scale
-from experiments.tables import missing
+from experiments.settings import PAPER, Run, Scale, ternary
+from experiments.tables import TABLES, missing
+from experiments.workers import Worker, end, free
+from tests.experiments.planned_trainer import PLAN, PlannedTrainer, attempts
 
 
 def test_workers_do_what_is_missing_and_pack_it(micro: Scale, corpus_directory: Path, tmp_path: Path) -> None:
@@ -37,16 +38,74 @@ def test_no_run_is_started_that_would_end_too_late(micro: Scale, tmp_path: Path)
     assert done == 0
 
 
-def test_a_run_that_fails_is_told_and_the_others_go_on(
-    micro: Scale, corpus_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def planned(
+    monkeypatch: pytest.MonkeyPatch, data: Path, plans: list[list[tuple[float, str]]], gpus: int, workers: int
+) -> tuple[list[Run], int]:
+    """Execute a table of as many runs as there are plans; the runs, and how many of them were done."""
+    runs = [ternary(PAPER, "1.8m", "6:8", seed, 8e-3) for seed in range(len(plans))]
+    monkeypatch.setitem(TABLES, "planned", lambda scale, results: runs)
+    (data / PLAN).write_text(json.dumps({run.key: plan for run, plan in zip(runs, plans, strict=True)}))
+    clock, results = execute.Clock(minutes=60, share=1), Results(data / "runs")
+    done = execute.train_missing(PAPER, results, ["planned"], data, clock, gpus, workers, None, PlannedTrainer)
+    assert done == len(results.found)
+    return runs, done
+
+
+@pytest.mark.parametrize(
+    ("ending", "reason"),
+    [("raise", "RuntimeError: CUDA error: an illegal"), ("die", "its process ended with exit code 3")],
+)
+def test_a_run_that_fails_once_is_repeated_in_a_fresh_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str, reason: str
 ) -> None:
-    """Steps of more sequences than the corpus has."""
-    results = Results(tmp_path / "runs")
-    impossible = replace(micro, batch=10**6, tokens_a_weight=(1e6,))
-    clock = execute.Clock(minutes=60, share=1, rate=1e30)
-    assert execute.train_missing(impossible, results, ["sweep"], corpus_directory, clock, 1, 1, None) == 0
+    runs, done = planned(monkeypatch, tmp_path, [[(0, ending)], [], [], []], gpus=2, workers=1)
     told = capsys.readouterr().out
-    assert told.count("FAILED: ValueError") == 8 and "do not fill a step of 1000000" in told
+    assert done == 4 and told.count(f"{runs[0].name} failed once: {reason}") == 1 and "FAILED" not in told
+    (first, second), *others = (attempts(tmp_path, run) for run in runs)
+    assert first["pid"] != second["pid"]
+    assert [len(other) for other in others] == [1, 1, 1] and first["pid"] not in {other[0]["pid"] for other in others}
+    assert {attempt["gpu"] for attempt in (first, second, *(other[0] for other in others))} == {0, 1}
+
+
+def test_a_run_that_fails_twice_is_told_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plans = [[], [(0, "raise"), (0, "die"), (0, "raise")], [], []]
+    runs, done = planned(monkeypatch, tmp_path, plans, gpus=1, workers=1)
+    told = capsys.readouterr().out
+    assert done == 3 and told.count("FAILED") == told.count(f"{runs[1].name} FAILED: its process ended") == 1
+    assert [len(attempts(tmp_path, run)) for run in runs] == [1, 2, 1, 1]
+    before, failing, after, last = (attempts(tmp_path, run)[-1]["pid"] for run in runs)
+    assert len({before, failing, after}) == 3 and after == last
+
+
+@pytest.mark.parametrize("beside", ["raise", "succeed"])
+def test_a_gpu_where_a_run_failed_gets_fresh_processes_when_the_run_beside_it_has_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, beside: str
+) -> None:
+    """Under MPS a fault is one of all processes of a GPU, and none is admitted before all of them have ended."""
+    runs, done = planned(monkeypatch, tmp_path, [[(0, "raise")], [(1, beside)], []], gpus=1, workers=2)
+    assert done == 3
+    faulty = [attempts(tmp_path, run)[0] for run in runs[:2]]
+    later = [attempt for run in runs for attempt in attempts(tmp_path, run) if attempt not in faulty]
+    assert len(later) == 2 + (beside == "raise")
+    assert min(attempt["begin"] for attempt in later) > max(attempt["end"] for attempt in faulty)
+    assert not {attempt["pid"] for attempt in later} & {attempt["pid"] for attempt in faulty}
+
+
+def test_a_process_that_died_without_a_run_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / PLAN).write_text("{}")
+    run, worker = ternary(PAPER, "1.8m", "6:8", 0, 8e-3), Worker(0, tmp_path, PlannedTrainer)
+    worker.begin(run)
+    assert isinstance(worker.finish()[1], dict) and worker.process is not None
+    worker.process.kill()
+    worker.process.join()
+    worker.begin(run)
+    assert worker.finish() == (run, "its process ended with exit code -9")
+    assert free([worker]) == [worker]
+    worker.begin(run)
+    assert isinstance(worker.finish()[1], dict)
+    end([worker])
 
 
 def test_the_clock_learns(micro: Scale) -> None:
@@ -66,6 +125,8 @@ def test_the_command_lists_and_refuses(tmp_path: Path) -> None:
     assert listed.exit_code == 0 and "12 runs" in listed.output
     refused = CliRunner().invoke(app, ["swep", "--out", str(tmp_path)])
     assert refused.exit_code == 2 and "'swep' is no table" in " ".join(refused.output.split())
+    without = CliRunner().invoke(app, ["sweep", "--data", "nowhere", "--out", str(tmp_path)])
+    assert without.exit_code == 2 and "nowhere does not exist" in " ".join(without.output.split())
 
 
 def test_a_damaged_or_missing_corpus_is_told(corpus_directory: Path, tmp_path: Path) -> None:

@@ -91,6 +91,11 @@ def test_divergence_is_a_result(micro: Scale, corpus: Corpus, tmp_path: object) 
     assert results.perplexity(run) == math.inf
 
 
+def test_a_corpus_too_small_for_a_step_is_told(micro: Scale, corpus: Corpus) -> None:
+    with pytest.raises(ValueError, match="do not fill a step of 1000000"):
+        train(ternary(replace(micro, batch=10**6), "toy", "6:8", 0, 8e-3), corpus, CPU)
+
+
 def test_pattern_decay_and_residual_follow_their_schedules(micro: Scale, corpus: Corpus) -> None:
     turning = longer(turning_sparse(micro, "toy", "6:8", 0, 8e-3, 0.5), 10)
     model = build_model(turning, CPU)
