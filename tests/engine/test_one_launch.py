@@ -37,13 +37,14 @@ def test_layers_give_the_logits_of_transformers(packed: Packed, kind: str, patte
 
 
 def test_what_is_no_such_model_is_told(packed: Packed, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert one_launch.obstacle(packed(recipe=Recipe("6:8", activations="int4"))[0]) == "activations='int4' are not int8"
+    told = "layers.0.self_attn.q_proj has activations='int4', which are not int8"
+    assert one_launch.obstacle(packed(recipe=Recipe("6:8", activations="int4"))[0]) == told
     model = packed()[0]
     decoder = one_launch.decoder_of(model, Sequences(model, 1, 16).layers)
     assert one_launch.refusal(decoder) is not None  # there is no GPU, or the model is not on it
     monkeypatch.setenv("SPARSE_BITNET_BACKEND", "gpu_triton")
     assert one_launch.refusal(decoder) == "SPARSE_BITNET_BACKEND=gpu_triton asks for another kernel"
     model.model.layers[1].mlp.up_proj = torch.nn.Linear(64, 136)
-    assert one_launch.obstacle(model) == "up_proj of layer 1 is not packed"
+    assert one_launch.obstacle(model) == "layers.1.mlp.up_proj is not packed"
     model.config.hidden_act = "gelu"
     assert one_launch.obstacle(model) == "hidden_act 'gelu' is not silu"

@@ -63,3 +63,19 @@ def test_the_quantisation_compiles_for_every_group_and_dtype(m: str, kind: str, 
 def test_the_unpacking_compiles_for_every_group_and_dtype(m: str, result: str, tmp_path: Path) -> None:
     file = KERNELS / "dequantize_fragments" / "gpu_cuda.cu"
     assert "0 bytes spill stores" in compiled(file, tmp_path, M=m, RESULT=f'"{result}"')
+
+
+@pytest.mark.parametrize(
+    ("hidden", "ffn", "heads", "kv_heads", "head"),
+    [(896, 4864, 14, 2, 64), (2048, 11008, 16, 2, 128), (3584, 18944, 28, 4, 128), (192, 320, 15, 3, 256)],
+)
+def test_the_decoder_step_compiles_for_models_of_every_size(
+    hidden: int, ffn: int, heads: int, kv_heads: int, head: int, tmp_path: Path
+) -> None:
+    file, part = KERNELS / "decoder_step" / "gpu_cuda.cu", 1 if head > 128 else 2
+    told = compiled(
+        file, tmp_path, BLOCKS="132", HIDDEN=str(hidden), FFN=str(ffn), HEADS=str(heads), KV_HEADS=str(kv_heads),
+        HEAD=str(head), PART=str(part), SPLITS="8", SCALING="0.1f", EPSILON="1e-06f", SMALLEST="1e-05f",
+    )  # fmt: skip
+    spilled = re.search(r"(\d+) bytes spill stores", told)
+    assert spilled is not None and int(spilled[1]) <= 512

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -159,19 +159,19 @@ class Sequences:
         return greedy_step
 
     def step_in_one_launch(self) -> Callable[[], Tensor] | None:
-        """What does as `step` with all layers in one launch, where the model and its GPU have that; without the mask."""
+        """What does the same as `step`, all layers in one launch and no mask, where the model and its GPU have that."""
         if len(self.token) > 1 or one_launch.obstacle(self.model) is not None:
             return None
         decoder = one_launch.decoder_of(self.model, self.layers)
         if one_launch.refusal(decoder) is not None:
             return None
-        layers = decoder_step(decoder)
+        layers, model = decoder_step(decoder), cast(Any, self.model)
 
         def step() -> Tensor:
-            x = self.model.get_input_embeddings()(self.token[0])  # [1, H]
+            x = model.get_input_embeddings()(self.token[0])  # [1, H]
             layers(x[0], self.position)
             self.position.add_(1)
-            return self.model.get_output_embeddings()(self.model.base_model.norm(x))
+            return model.get_output_embeddings()(model.base_model.norm(x))
 
         return step
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -22,41 +22,45 @@ from sparse_bitnet.nn.packed_linear import PackedLinear
 
 def obstacle(model: PreTrainedModel) -> str | None:
     """Why the layers of a model (Qwen2, Qwen3, Llama) are not what `decoder_of` takes; None where they are."""
-    if getattr(model.config, "hidden_act", "silu") != "silu":
-        return f"hidden_act {model.config.hidden_act!r} is not silu"
-    for index, layer in enumerate(model.base_model.layers):
-        for name in (*ATTENTION, *MLP):
-            module = getattr(layer.self_attn if name in ATTENTION else layer.mlp, name)
-            if not isinstance(module, PackedLinear):
-                return f"{name} of layer {index} is not packed"
-            if module.recipe.activations != "int8":
-                return f"activations={module.recipe.activations!r} are not int8"
-            if module.parts:
-                return f"{name} of layer {index} is a fused projection"
+    config: Any = model.config
+    if config.hidden_act != "silu":
+        return f"hidden_act {config.hidden_act!r} is not silu"
+    for name, module in model.base_model.named_modules():
+        if name.rpartition(".")[2] not in (*ATTENTION, *MLP):
+            continue
+        if not isinstance(module, PackedLinear):
+            return f"{name} is not packed"
+        if module.recipe.activations != "int8":
+            return f"{name} has activations={module.recipe.activations!r}, which are not int8"
     return None
 
 
 def decoder_of(model: PreTrainedModel, caches: Sequence[StaticLayer]) -> Decoder:
     """The layers over the caches of one sequence; tensors of the model, not copies, but for weights not in i2."""
-    layers = []
-    for layer, cache in zip(model.base_model.layers, caches, strict=True):
-        attention, mlp = layer.self_attn, layer.mlp
-        norms: list[Any] = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-        layers.append(
-            DecoderLayer(
-                *(_matrix(getattr(attention, name)) for name in ATTENTION),
-                *(_matrix(getattr(mlp, name)) for name in MLP),
-                layer.input_layernorm.weight,
-                layer.post_attention_layernorm.weight,
-                *(None if norm is None else norm.weight for norm in norms),
-                cache.keys[0],
-                cache.values[0],
-            )
-        )
-    config: Any = model.config
+    base, config = cast(Any, model.base_model), cast(Any, model.config)
+    layers = tuple(_layer(layer, cache) for layer, cache in zip(base.layers, caches, strict=True))
     places = torch.arange(layers[0].keys.shape[1], device=model.device)
-    cosines, sines = model.base_model.rotary_emb(layers[0].keys, places[None])
-    return Decoder(tuple(layers), config.num_attention_heads, config.rms_norm_eps, cosines[0], sines[0])
+    cosines, sines = base.rotary_emb(layers[0].keys, places[None])
+    return Decoder(layers, config.num_attention_heads, config.rms_norm_eps, cosines[0], sines[0])
+
+
+def _layer(layer: Any, cache: Any) -> DecoderLayer:
+    attention, mlp = layer.self_attn, layer.mlp
+    return DecoderLayer(
+        query=_matrix(attention.q_proj),
+        key=_matrix(attention.k_proj),
+        value=_matrix(attention.v_proj),
+        output=_matrix(attention.o_proj),
+        gate=_matrix(mlp.gate_proj),
+        up=_matrix(mlp.up_proj),
+        down=_matrix(mlp.down_proj),
+        input_norm=layer.input_layernorm.weight,
+        ffn_norm=layer.post_attention_layernorm.weight,
+        query_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
+        key_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
+        keys=cache.keys[0],
+        values=cache.values[0],
+    )
 
 
 def refusal(decoder: Decoder) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -98,14 +98,19 @@ def compile_kernel(
     source: Path, name: str, shared_bytes: int = 0, waits: bool = False, cooperative: bool = False,
     **definitions: int | str,
 ) -> Kernel:  # fmt: skip
-    """The kernel `name` of a file, with `definitions` for its preprocessor; RuntimeError with the compiler's words."""
-    handle = _compile(source.read_bytes(), source.name, name, shared_bytes, **definitions)
-    return Kernel(handle, shared_bytes, waits, cooperative)
+    """The kernel `name` of a file, with `definitions` for its preprocessor; RuntimeError with the compiler's words.
+
+    The file may include the .cuh files that lie beside it.
+    """
+    headers = {file.name: file.read_bytes() for file in source.parent.glob("*.cuh")}
+    binary = compile_source(source.read_bytes(), source.name, headers, **definitions)
+    return Kernel(_load(binary, name, shared_bytes), shared_bytes, waits, cooperative)
 
 
-def _compile(text: bytes, file: str, name: str, shared_bytes: int, **definitions: int | str) -> Any:
-    torch.cuda.init()  # and the driver with it
-    _, program = _check(nvrtc.nvrtcCreateProgram(text, file.encode(), 0, [], []))
+def compile_source(text: bytes, file: str, headers: Mapping[str, bytes], **definitions: int | str) -> bytes:
+    """Machine code; needs no GPU."""
+    names = [name.encode() for name in headers]
+    _, program = _check(nvrtc.nvrtcCreateProgram(text, file.encode(), len(names), list(headers.values()), names))
     options = ["--gpu-architecture=sm_90a", "--std=c++17", *(f"-D{key}={value}" for key, value in definitions.items())]
     if nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])[0].value:
         log = bytearray(_check(nvrtc.nvrtcGetProgramLogSize(program))[1])
@@ -114,7 +119,12 @@ def _compile(text: bytes, file: str, name: str, shared_bytes: int, **definitions
     binary = bytearray(_check(nvrtc.nvrtcGetCUBINSize(program))[1])
     _check(nvrtc.nvrtcGetCUBIN(program, binary))
     _check(nvrtc.nvrtcDestroyProgram(program))
-    _, library = _check(driver.cuLibraryLoadData(bytes(binary), [], [], 0, [], [], 0))
+    return bytes(binary)
+
+
+def _load(binary: bytes, name: str, shared_bytes: int) -> Any:
+    torch.cuda.init()  # and the driver with it
+    _, library = _check(driver.cuLibraryLoadData(binary, [], [], 0, [], [], 0))
     _, kernel = _check(driver.cuLibraryGetKernel(library, name.encode()))
     limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     for device in range(torch.cuda.device_count()):
@@ -128,7 +138,7 @@ def clusters_at_once(blocks: int, shared_bytes: int, device: int) -> int:
     A cluster lies within one of the groups that multiprocessors come in, and what is left over in each stays idle: so
     fewer fit than their blocks alone would.
     """
-    kernel = _compile(EMPTY, "empty.cu", "empty", shared_bytes)
+    kernel = _load(compile_source(EMPTY, "empty.cu", {}), "empty", shared_bytes)
     attribute = driver.CUlaunchAttribute()
     attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
     size = attribute.value.clusterDim

@@ -1,0 +1,232 @@
+// Attention of one token to a text. A block has PART heads of a group and one split of the text, a team of eight
+// threads a position at a time, and each team its own running maximum and sums; they are joined at the end.
+
+#pragma once
+
+#include "common.cuh"
+
+struct Attention {
+    float queries[PART][HEAD];
+    u16 key[HEAD], value[HEAD];  // of the token
+    float2 totals[WARPS][PART];
+    float sums[WARPS][PART][HEAD];
+};
+
+// A head of queries or keys, normalised if there is a norm, and turned to its position; by a warp.
+template <typename Store>
+__device__ __forceinline__ void turn(
+    const u16* from, const u16* norm, const u16* cosines, const u16* sines, Store store) {
+    constexpr int HALF = HEAD / 2, EACH = HALF / 32;
+    float low[EACH], high[EACH], squares = 0;
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) {
+        low[i] = number(__ldcg(from + i * 32 + lane)), high[i] = number(__ldcg(from + HALF + i * 32 + lane));
+        squares += low[i] * low[i] + high[i] * high[i];
+    }
+    float factor = norm ? rsqrtf(warp_sum(squares) / HEAD + EPSILON) : 1;
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) {
+        int column = i * 32 + lane;
+        if (norm) {
+            low[i] = rounded(number(norm[column]) * rounded(low[i] * factor));
+            high[i] = rounded(number(norm[HALF + column]) * rounded(high[i] * factor));
+        }
+        float cosine = number(__ldg(cosines + column)), sine = number(__ldg(sines + column));
+        store(column, rounded(rounded(low[i] * cosine) + rounded(-high[i] * sine)));
+        store(HALF + column, rounded(rounded(high[i] * cosine) + rounded(low[i] * sine)));
+    }
+}
+
+struct Partial {  // of the attention of PART heads over one split of the text
+    float sums[PART][HEAD];
+    float2 totals[PART];  // the largest score, and the sum of exp(score - largest)
+};
+
+struct Place {
+    int position, places;  // of the token, and how many the caches have
+    const u16 *cosines, *sines;
+};
+
+// PART heads of one group over one split of the text, first asked for and then attended to.
+struct Attending {
+    Place here;
+    int split, splits, part, kv, first_head, first, end;  // heads of queries are counted within the group
+    u16 *keys, *values;
+    uint4 key[PIECES], value[PIECES];  // eight numbers of each piece of a head, at the place of this team
+
+    __device__ __forceinline__ Attending(const Layer& layer, const Place& here) : here(here) {
+        int width = ceiling(ceiling(here.position + 1, SPLITS), TILE) * TILE;
+        splits = here.position / width + 1;
+        part = blockIdx.x % (KV_HEADS * PARTS), split = blockIdx.x / (KV_HEADS * PARTS);
+        kv = part / PARTS, first_head = part % PARTS * PART;
+        first = split * width, end = min(first + width, here.position + 1);
+        keys = layer.keys + (size_t)kv * here.places * HEAD;
+        values = layer.values + (size_t)kv * here.places * HEAD;
+        fetch(first);
+    }
+
+    __device__ __forceinline__ void fetch(int tile) {
+        int place = tile + threadIdx.x / TEAM;
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i) {
+            size_t at = (size_t)place * (HEAD / 8) + i * TEAM + threadIdx.x % TEAM;
+            key[i] = place < end ? ((const uint4*)keys)[at] : make_uint4(0, 0, 0, 0);
+            value[i] = place < end ? ((const uint4*)values)[at] : make_uint4(0, 0, 0, 0);
+        }
+    }
+
+    // Has the L2 cache read what the next layer attends to.
+    __device__ __forceinline__ void prefetch(const Layer& next) const {
+        if (split >= splits || first_head || threadIdx.x % 32 || threadIdx.x / 32 > 1) return;
+        const u16* from = (threadIdx.x ? next.values : next.keys) + ((size_t)kv * here.places + first) * HEAD;
+        prefetch_bytes(from, (end - first) * HEAD * 2);
+    }
+
+    // The queries, and where the token is in this split its key and value, which go into the caches too.
+    __device__ __forceinline__ void turn_token(Attention& room, const Layer& layer, const u16* qkv) {
+        int warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = first_head + warp;
+        if (warp < PART && head < GROUP) {
+            turn(qkv + (kv * GROUP + head) * HEAD, layer.query_norm, here.cosines, here.sines,
+                 [&](int column, float number) { room.queries[warp][column] = number; });
+        } else if (end > here.position && (warp == PART || warp == PART + 1)) {
+            size_t place = (size_t)here.position * HEAD;
+            const u16* from = qkv + QUERIES + kv * HEAD;
+            if (warp == PART)
+                turn(from, layer.key_norm, here.cosines, here.sines, [&](int column, float number) {
+                    room.key[column] = bits_of(number);
+                    if (first_head == 0) keys[place + column] = bits_of(number);
+                });
+            else
+                for (int column = lane; column < HEAD; column += 32) {
+                    room.value[column] = __ldcg(from + KEYS + column);
+                    if (first_head == 0) values[place + column] = room.value[column];
+                }
+        }
+        __syncthreads();
+    }
+
+    __device__ __forceinline__ void run(
+        Attention& room, Shared& shared, const Layer& layer, const u16* qkv, Partial* partials, u32* arrived,
+        u16* output) {
+        if (split >= splits) return;
+        turn_token(room, layer, qkv);
+        int warp = threadIdx.x / 32, lane = threadIdx.x % 32, member = threadIdx.x % TEAM;
+        float query[PART][PIECES][8], sums[PART][PIECES][8] = {}, largest[PART], total[PART] = {};
+#pragma unroll
+        for (int r = 0; r < PART; ++r) {
+            largest[r] = LOWEST;
+#pragma unroll
+            for (int i = 0; i < PIECES; ++i)
+#pragma unroll
+                for (int j = 0; j < 8; ++j) query[r][i][j] = room.queries[r][i * 64 + member * 8 + j];
+        }
+        for (int tile = first; tile < end; tile += TILE) {
+            int place = tile + threadIdx.x / TEAM;
+            float scores[PART] = {}, number[8];
+#pragma unroll
+            for (int i = 0; i < PIECES; ++i) {
+                if (place == here.position) {
+                    key[i] = ((const uint4*)room.key)[i * TEAM + member];
+                    value[i] = ((const uint4*)room.value)[i * TEAM + member];
+                }
+                unpack(key[i], number);
+#pragma unroll
+                for (int r = 0; r < PART; ++r)
+#pragma unroll
+                    for (int j = 0; j < 8; ++j) scores[r] += query[r][i][j] * number[j];
+            }
+            uint4 held[PIECES];
+#pragma unroll
+            for (int i = 0; i < PIECES; ++i) held[i] = value[i];
+            if (tile + TILE < end) fetch(tile + TILE);
+            float factors[PART];
+#pragma unroll
+            for (int r = 0; r < PART; ++r) {
+#pragma unroll
+                for (int other = TEAM / 2; other; other /= 2) scores[r] += __shfl_xor_sync(ALL, scores[r], other);
+                float before = largest[r], score = place < end ? scores[r] * SCALING : LOWEST;
+                largest[r] = fmaxf(before, score);
+                factors[r] = expf(before - largest[r]);
+                scores[r] = place < end ? expf(score - largest[r]) : 0;
+                total[r] = total[r] * factors[r] + scores[r];
+            }
+#pragma unroll
+            for (int i = 0; i < PIECES; ++i) {
+                unpack(held[i], number);
+#pragma unroll
+                for (int r = 0; r < PART; ++r)
+#pragma unroll
+                    for (int j = 0; j < 8; ++j) sums[r][i][j] = sums[r][i][j] * factors[r] + scores[r] * number[j];
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < PART; ++r) {  // the teams of a warp, then the warps
+            float most = fmaxf(largest[r], __shfl_xor_sync(ALL, largest[r], 8));
+            most = fmaxf(most, __shfl_xor_sync(ALL, most, 16));
+            float factor = expf(largest[r] - most);
+            total[r] *= factor;
+            total[r] += __shfl_xor_sync(ALL, total[r], 8);
+            total[r] += __shfl_xor_sync(ALL, total[r], 16);
+            if (lane == 0) room.totals[warp][r] = make_float2(most, total[r]);
+#pragma unroll
+            for (int i = 0; i < PIECES; ++i)
+#pragma unroll
+                for (int j = 0; j < 8; ++j) {
+                    float sum = sums[r][i][j] * factor;
+                    sum += __shfl_xor_sync(ALL, sum, 8);
+                    sum += __shfl_xor_sync(ALL, sum, 16);
+                    if (lane < TEAM) room.sums[warp][r][i * 64 + member * 8 + j] = sum;
+                }
+        }
+        __syncthreads();
+        finish(room, shared, partials + part * SPLITS, arrived + part, output + (kv * GROUP + first_head) * HEAD);
+    }
+
+    // The last block that is done with a part writes its `output`.
+    __device__ __forceinline__ void finish(
+        Attention& room, Shared& shared, Partial* partials, u32* arrived, u16* output) {
+        bool is_own = threadIdx.x < min(PART, GROUP - first_head) * HEAD;
+        int r = threadIdx.x / HEAD;
+        if (is_own) {
+            float most = LOWEST, total = 0, sum = 0;
+#pragma unroll
+            for (int i = 0; i < WARPS; ++i) most = fmaxf(most, room.totals[i][r].x);
+#pragma unroll
+            for (int i = 0; i < WARPS; ++i) {
+                float factor = expf(room.totals[i][r].x - most);
+                total += factor * room.totals[i][r].y, sum += factor * room.sums[i][0][threadIdx.x];
+            }
+            if (splits == 1) output[threadIdx.x] = bits_of(sum / total);
+            else {
+                partials[split].sums[0][threadIdx.x] = sum;
+                if (threadIdx.x % HEAD == 0) partials[split].totals[r] = make_float2(most, total);
+            }
+        }
+        if (splits == 1) return;
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            u32 others;
+            asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(others) : "l"(arrived) : "memory");
+            shared.is_last = others + 1 == splits;
+            if (shared.is_last) *arrived = 0;  // for the next layer
+        }
+        __syncthreads();
+        if (!shared.is_last || !is_own) return;
+        float2 totals[SPLITS];
+        float sums[SPLITS], most = LOWEST, total = 0, sum = 0;
+#pragma unroll
+        for (int i = 0; i < SPLITS; ++i) {
+            totals[i] = i < splits ? __ldcg(&partials[i].totals[r]) : make_float2(LOWEST, 0);
+            sums[i] = i < splits ? __ldcg(&partials[i].sums[0][threadIdx.x]) : 0;
+        }
+#pragma unroll
+        for (int i = 0; i < SPLITS; ++i) most = fmaxf(most, totals[i].x);
+#pragma unroll
+        for (int i = 0; i < SPLITS; ++i) {
+            float factor = expf(totals[i].x - most);
+            total += factor * totals[i].y, sum += factor * sums[i];
+        }
+        output[threadIdx.x] = bits_of(sum / total);
+    }
+};

@@ -1,0 +1,99 @@
+// What the stages of gpu_cuda.cu share: the shape of the decoder, its layers, and where blocks meet.
+
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+constexpr int THREADS = 512, WARPS = THREADS / 32;
+constexpr int GROUP = HEADS / KV_HEADS, PARTS = (GROUP + PART - 1) / PART;  // heads that share keys, blocks for them
+constexpr int QUERIES = HEADS * HEAD, KEYS = KV_HEADS * HEAD;
+constexpr int CHUNK = 64;         // columns whose codes a thread reads at once, 16 bytes
+constexpr int TEAM = 8;           // threads that attend to a position together
+constexpr int TILE = THREADS / TEAM;
+constexpr int PIECES = HEAD / 64; // of a head, eight numbers from each of which a thread of a team has
+constexpr u32 ALL = 0xFFFFFFFF;
+constexpr float LOWEST = -3.4e38f;  // score, of a place that is none
+
+static_assert(HEADS % KV_HEADS == 0 && HEAD % 64 == 0, "heads of 64, 128 or 256");
+
+struct Matrix {
+    const uint4* weight;  // the format i2: bits 2p and 2p + 1 of byte b of a row are the code of column 4 b + p, plus 1
+    const u16* bias;      // or none
+    float scale, unused;
+};
+
+struct Layer {
+    Matrix q, k, v, o, gate, up, down;
+    const u16 *input_norm, *ffn_norm, *query_norm, *key_norm;  // the last two, or none
+    u16 *keys, *values;                                        // [KV_HEADS, places, HEAD]
+};
+
+struct Shared {
+    alignas(16) float squares[WARPS];
+    alignas(16) u32 largest[WARPS];
+    alignas(16) int sums[WARPS];
+    bool is_last;
+};
+
+__device__ __forceinline__ float number(u32 bits) { return __uint_as_float(bits << 16); }
+
+__device__ __forceinline__ u16 bits_of(float value) {
+    u16 bits;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+
+__device__ __forceinline__ float rounded(float value) { return number(bits_of(value)); }
+
+__device__ __forceinline__ void unpack(uint4 words, float (&eight)[8]) {
+    eight[0] = number(words.x & 0xFFFF), eight[1] = __uint_as_float(words.x & 0xFFFF0000);
+    eight[2] = number(words.y & 0xFFFF), eight[3] = __uint_as_float(words.y & 0xFFFF0000);
+    eight[4] = number(words.z & 0xFFFF), eight[5] = __uint_as_float(words.z & 0xFFFF0000);
+    eight[6] = number(words.w & 0xFFFF), eight[7] = __uint_as_float(words.w & 0xFFFF0000);
+}
+
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+    for (int other = 16; other; other /= 2) value += __shfl_xor_sync(ALL, value, other);
+    return value;
+}
+
+// Where all blocks meet: what each has written before it arrives is there for all behind `wait`. Between the two a
+// block may ask for what no other writes.
+struct Meeting {
+    u32 *arrived, expected;
+
+    __device__ __forceinline__ void arrive() {
+        __syncthreads();
+        expected += gridDim.x;
+        if (threadIdx.x == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrived) : "memory");
+    }
+
+    __device__ __forceinline__ void wait() {
+        if (threadIdx.x == 0) {
+            u32 seen;
+            do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(arrived) : "memory");
+            while (seen < expected);
+        }
+        __syncthreads();
+    }
+};
+
+// Has the L2 cache read so many bytes, a multiple of 16.
+__device__ __forceinline__ void prefetch_bytes(const void* from, int bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes));
+}
+
+// The rows of a matrix of `rows` that fall to this block.
+struct Span {
+    int first, end;
+    __device__ Span(int rows) : first(begin(blockIdx.x, rows)), end(begin(blockIdx.x + 1, rows)) {}
+    static __device__ int begin(u32 block, int rows) { return (u64)block * rows / gridDim.x; }
+    __device__ int of_warp() const { return max(0, (end - first - (int)threadIdx.x / 32 + WARPS - 1) / WARPS); }
+    __device__ int row(int i) const { return first + threadIdx.x / 32 + i * WARPS; }
+};
+
+__host__ __device__ constexpr int ceiling(int a, int b) { return (a + b - 1) / b; }
