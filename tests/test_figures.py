@@ -217,3 +217,10 @@ def test_the_speeds_of_the_engine_are_those_of_the_result_file() -> None:
     assert f"{one['times_first']:.2f} / {two['times_first']:.2f} come from sparsity" in PERFORMANCE
     beyond = {row["format"]: row["beyond_bytes"] / 1e6 for row in result["memory"]}
     assert f"`i2` takes {beyond['i2']:.0f} MB at most and `g4s3` {beyond['g4s3']:.0f}," in PERFORMANCE
+
+
+def test_the_degradations_of_the_readme_are_those_of_the_report() -> None:
+    report = (ROOT / "experiments" / "REPORT.md").read_text(encoding="utf-8")
+    told = README.split("## Does the paper hold?")[1].split("\n\n")[2]
+    assert told.startswith("| perplexity over dense |")
+    assert told in report

@@ -16,7 +16,7 @@ from sparse_bitnet import Recipe, convert, prepare
 CONFIGS = {"qwen2": Qwen2Config, "qwen3": Qwen3Config, "llama": LlamaConfig}
 
 
-def make_model(kind: str, recipe: Recipe | None = None, **settings: Any) -> PreTrainedModel:
+def make_model(kind: str, recipe: Recipe | None = None, format: str = "auto", **settings: Any) -> PreTrainedModel:
     """Packed, 2 layers, 64 wide, for 320 tokens, with biases and norms that are not as they begin."""
     shape = {
         "vocab_size": 320,
@@ -37,7 +37,7 @@ def make_model(kind: str, recipe: Recipe | None = None, **settings: Any) -> PreT
             nn.init.normal_(parameter, std=0.1)
         elif "norm" in name:
             nn.init.uniform_(parameter, 0.5, 1.5)
-    return convert(model).eval()
+    return convert(model, format).eval()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sparse_bitnet import Recipe, accelerate
-from sparse_bitnet.engine.cuda_graphs import Sequences, obstacle, write
+from sparse_bitnet.engine.cuda_graphs import Sequences, obstacle, why_not_in_one_launch, write
 from sparse_bitnet.engine.sampling import Sampling
 
 Packed = Callable[..., tuple[Any, Path]]
@@ -123,21 +123,27 @@ def test_an_accelerated_model_writes_what_it_writes_call_by_call(
     assert list(write(model, PROMPT, 40)) == by_graph
 
 
+def in_one_launch(packed: Packed, kind: str = "qwen2") -> Any:
+    """A model in bf16 whose layers are one launch."""
+    size = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 576, "format": "i2"}
+    model = packed(kind, Recipe("6:8"), **size)[0].to("cuda", torch.bfloat16)
+    assert why_not_in_one_launch(model) is None
+    return model
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("is_accelerated", [False, True])
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
 @torch.no_grad()
 def test_logits_in_one_launch_are_those_of_transformers(packed: Packed, kind: str, is_accelerated: bool) -> None:
-    """In bf16, of a text that is given: rounded otherwise here and there, a greedy one would part sooner or later."""
-    size = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 576}
-    model = packed(kind, Recipe("6:8"), **size)[0].to("cuda", torch.bfloat16)
+    """Of a text that is given: rounded otherwise here and there, a greedy one would part sooner or later."""
+    model = in_one_launch(packed, kind)
     if is_accelerated:
         accelerate(model, (1, 16))
     text = torch.randint(320, (1, 100), generator=torch.Generator().manual_seed(1)).cuda()
     expected = model(text).logits[0].float()
     work = Sequences(model, 1, 128)
-    assert work.step_in_one_launch() is not None
     work.read(text[:, :40])
     step = work.recorded_step(text[:, 40:41], 40)
     torch.full((2**22,), float("nan"), device="cuda")  # what the graph reads must not be in memory that was let go
@@ -147,3 +153,28 @@ def test_logits_in_one_launch_are_those_of_transformers(packed: Packed, kind: st
         assert int(work.position) == position + 1
         error = (found - expected[position]).norm() / expected[position].norm()
         assert error < 0.05
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_texts_in_one_launch_do_not_mix(packed: Packed) -> None:
+    model = in_one_launch(packed)
+    prompts = [PROMPT, 40 * PROMPT, PROMPT[:1]]
+    alone = [list(write(model, prompt, 60)) for prompt in prompts]
+    assert [list(write(model, prompt, 60)) for prompt in prompts] == alone
+    left = write(model, PROMPT, 60)
+    together = [write(model, prompt, 60) for prompt in prompts]
+    for count, tokens in enumerate(zip(*together, strict=True)):
+        assert list(tokens) == [text[count] for text in alone]
+        if count == 5:
+            assert next(left) == alone[0][0]
+            left.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_what_is_not_one_launch_says_why(packed: Packed) -> None:
+    model = in_one_launch(packed)
+    assert Sequences(model, 2, 128).step_in_one_launch() == "it takes one sequence, and there are 2"
+    assert why_not_in_one_launch(model.half()) == "torch.float16; it takes torch.bfloat16"
+    assert why_not_in_one_launch(packed(recipe=Recipe("2:4"))[0].cuda()).endswith("`accelerate` keeps it in i2 too")  # type: ignore[union-attr]

@@ -21,7 +21,7 @@ Packed = Callable[..., tuple[Any, Path]]
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
 @pytest.mark.parametrize("pattern", ["6:8", "2:4"])
 def test_layers_give_the_logits_of_transformers(packed: Packed, kind: str, pattern: str) -> None:
-    model = packed(kind, Recipe(pattern))[0]
+    model = packed(kind, Recipe(pattern), format="i2")[0]
     text = torch.randint(320, (1, 12), generator=torch.Generator().manual_seed(1))
     expected = model(text).logits[0]
     work = Sequences(model, 1, 16)
@@ -37,13 +37,20 @@ def test_layers_give_the_logits_of_transformers(packed: Packed, kind: str, patte
 
 
 def test_what_is_no_such_model_is_told(packed: Packed, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "layers.0.self_attn.q_proj is in the format g4: `accelerate` keeps it in i2 too"
+    assert one_launch.obstacle(packed(recipe=Recipe("2:4"))[0]) == told
     told = "layers.0.self_attn.q_proj has activations='int4', which are not int8"
     assert one_launch.obstacle(packed(recipe=Recipe("6:8", activations="int4"))[0]) == told
-    model = packed()[0]
+    model = packed(format="i2")[0]
+    assert one_launch.obstacle(model) is None
+    assert Sequences(model, 1, 16).step_in_one_launch() == "it writes on one GPU, and the model is on cpu"
     decoder = one_launch.decoder_of(model, Sequences(model, 1, 16).layers)
-    assert one_launch.refusal(decoder) is not None  # there is no GPU, or the model is not on it
+    assert isinstance(one_launch.step_of(decoder), str)  # there is no GPU, or the model is not on it
     monkeypatch.setenv("SPARSE_BITNET_BACKEND", "gpu_triton")
-    assert one_launch.refusal(decoder) == "SPARSE_BITNET_BACKEND=gpu_triton asks for another kernel"
+    assert one_launch.step_of(decoder) == "SPARSE_BITNET_BACKEND asks for a certain kernel"
+    model.model.layers[0].self_attn.k_proj.parts = (16, 16)
+    assert one_launch.obstacle(model) == "layers.0.self_attn.k_proj is several matrices in one"
+    model.model.layers[0].self_attn.k_proj.parts = ()
     model.model.layers[1].mlp.up_proj = torch.nn.Linear(64, 136)
     assert one_launch.obstacle(model) == "layers.1.mlp.up_proj is not packed"
     model.config.hidden_act = "gelu"

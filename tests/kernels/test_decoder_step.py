@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -114,6 +115,12 @@ def results(make: Callable[[Decoder], Step], decoder: Decoder, x: Tensor, positi
     return [x, *(cache for layer in decoder.layers for cache in (layer.keys, layer.values))]
 
 
+def error(found: Tensor, expected: Tensor) -> float:
+    """Relative, and infinite where a number is none."""
+    found, expected = found.float(), expected.float()
+    return float(torch.nan_to_num((found - expected).norm() / expected.norm(), float("inf")))
+
+
 @pytest.mark.parametrize("shape", [pytest.param(shape, marks=NEEDS_GPU, id=str(shape.hidden)) for shape in SHAPES])
 @pytest.mark.parametrize("zero", ["output", "gate", "down"])
 def test_where_no_sum_is_rounded_a_step_equals_the_reference(shape: Shape, zero: str) -> None:
@@ -126,7 +133,6 @@ def test_where_no_sum_is_rounded_a_step_equals_the_reference(shape: Shape, zero:
     x = torch.randint(0, 2, (shape.hidden,), device="cuda").bfloat16() * 2 - 1
     for found, expected in zip(results(on_gpu, decoder, x, 0), results(reference.run, decoder, x, 0), strict=True):
         assert torch.equal(found, expected)
-    assert not torch.equal(results(on_gpu, decoder, x, 0)[0], x) or zero == "down"
 
 
 @pytest.mark.parametrize("shape", [pytest.param(shape, marks=NEEDS_GPU, id=str(shape.hidden)) for shape in SHAPES])
@@ -136,13 +142,25 @@ def test_a_step_is_that_of_the_reference(shape: Shape, position: int) -> None:
     decoder = random_decoder(shape)
     x = torch.randn(shape.hidden, device="cuda").bfloat16()
     found, expected = results(on_gpu, decoder, x, position), results(reference.run, decoder, x, position)
-    for one, other in zip(found, expected, strict=True):
-        assert torch.isfinite(one).all()
-        error = (one.float() - other.float()).norm() / other.float().norm()
-        assert error < 0.03
+    assert error(found[0] - x, expected[0] - x) < 0.05
+    for one, other in zip(found[1:], expected[1:], strict=True):
+        assert error(one[:, position], other[:, position]) < 0.05
     caches = [cache for layer in decoder.layers for cache in (layer.keys, layer.values)]
     for one, before in zip(found[1:], caches, strict=True):
         assert (one != before).any(dim=2).any(dim=0).nonzero().flatten().tolist() == [position]
+
+
+@pytest.mark.parametrize("shape", [pytest.param(shape, marks=NEEDS_GPU, id=str(shape.hidden)) for shape in SHAPES])
+@pytest.mark.parametrize("position", [1, 62, 63, 64, 65, 127, 128, 255, 256, 383])
+def test_attention_is_that_of_the_reference(shape: Shape, position: int) -> None:
+    """One layer of it alone, with values that outweigh x: one place of 384 left out would be an error of 0.006."""
+    decoder = without(random_decoder(replace(shape, layers=1)), "down")
+    decoder = replace(decoder, layers=tuple(replace(layer, values=8 * layer.values) for layer in decoder.layers))
+    x = torch.randn(shape.hidden, device="cuda").bfloat16()
+    found, expected = results(on_gpu, decoder, x, position), results(reference.run, decoder, x, position)
+    assert error(found[0] - x, expected[0] - x) < 0.004
+    for one, other in zip(found[1:], expected[1:], strict=True):
+        assert error(one[:, position], other[:, position]) < 0.004
 
 
 @pytest.mark.parametrize("count", [pytest.param(30, marks=NEEDS_GPU)])
@@ -173,5 +191,32 @@ def test_refusals_name_the_reason(device: str) -> None:
         found = OPERATOR.refusal(ON_GPU, random_decoder(shape, device))
         assert found is not None and reason in found
     decoder = random_decoder(SHAPES[1], device)
+    for changed, reason in (
+        (replace(decoder, cosines=decoder.cosines.float()), "torch.float32; it takes torch.bfloat16"),
+        (replace(decoder, sines=decoder.sines.T.contiguous().T), "a tensor is not contiguous"),
+        (replace(decoder, sines=decoder.sines.cpu()), "a tensor is on cpu"),
+    ):
+        assert OPERATOR.refusal(ON_GPU, changed) == reason
     with pytest.raises(ValueError, match=r"x is torch.float32 \[896\]: give torch.bfloat16 \[896\]"):
         on_gpu(decoder)(torch.zeros(896, device=device), torch.zeros(1, dtype=torch.long, device=device))
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    decoder = random_decoder(Shape(64, 64, 2, 1, 32), "cpu")
+    layer = decoder.layers[0]
+
+    def changed(**fields: Any) -> Decoder:
+        return replace(decoder, layers=(replace(layer, **fields),))
+
+    with pytest.raises(ValueError, match="3 heads of queries cannot share 2 of keys"):
+        replace(random_decoder(Shape(64, 64, 4, 2, 32), "cpu"), heads=3)
+    with pytest.raises(ValueError, match=r"a weight of 64 x 64 is \[64, 16\] with 2 scales"):
+        changed(gate=Matrix(layer.gate.weight, torch.ones(2), None))
+    with pytest.raises(ValueError, match=r"a weight of 32 x 64 is \[64, 16\] with 1 scales"):
+        changed(key=layer.query)
+    with pytest.raises(ValueError, match="the layers are not of one shape"):
+        changed(values=layer.values[:, :-1])
+    with pytest.raises(ValueError, match="a norm for queries or for keys alone"):
+        changed(query_norm=torch.ones(32))
+    with pytest.raises(ValueError, match=r"cosines and sines are \[383, 32\], and the caches \[1, 384, 32\]"):
+        replace(decoder, cosines=decoder.cosines[:-1])

@@ -3,8 +3,9 @@
     dense     `nn.Linear` in bf16
     6:8, 2:4  packed by `convert` in the format i2, its products chosen by `accelerate`
 
-Both have random weights, the same code of transformers, the same static cache and the same attention, compiled whole. A
-step of decoding is one CUDA graph: embedding, layers, logits, the likeliest token as the next input, the next position.
+Both have random weights, the same code of transformers, the same static cache and the same attention, compiled whole;
+but the layers of a step of one packed sequence are one launch where the GPU has that (engine/one_launch.py). A step of
+decoding is one CUDA graph: embedding, layers, logits, the likeliest token as the next input, the next position.
 
 Shapes: S sequences, P tokens of a prompt, L places of the cache, V vocabulary.
 """
@@ -114,14 +115,21 @@ def _decode(bench: GenerationBench, model: PreTrainedModel, batch: int, device: 
     with by_reference(model):
         expected = work.greedy(work.step)()
     work.begin(start, bench.context)
-    in_one_launch = work.step_in_one_launch()
+    one_launch = work.step_in_one_launch()
     with attention(model, GROUPED if bench.attention == GROUPED_OPTION else bench.attention):
-        step = work.greedy(in_one_launch) if in_one_launch else _compiled(bench, work.greedy(work.step), device)
+        if isinstance(one_launch, str):
+            step = _compiled(bench, work.greedy(work.step), device)
+        else:
+            step = work.greedy(one_launch)
         likeness = check_likeness(step().clone(), expected)
         ms = milliseconds(step, bench.repeats, device)
         kernels = _profile(bench, step, device)
     row = {"ms": ms, "tokens_per_second": 1e3 * batch / ms, "likeness": likeness, "peak_bytes": _peak(device)}
-    how = {"context": bench.context, "places": places, "in_one_launch": in_one_launch is not None}
+    how = {
+        "context": bench.context,
+        "places": places,
+        "not_in_one_launch": one_launch if isinstance(one_launch, str) else None,
+    }
     return {"batch": batch, **how, **row, "kernels": kernels}
 
 

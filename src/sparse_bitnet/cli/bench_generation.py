@@ -14,7 +14,9 @@ Prompt = Annotated[str, typer.Option(help="Tokens of a prompt, separated by comm
 Batch = Annotated[str, typer.Option(help="Sequences that are written at once, separated by commas; empty for none.")]
 Context = Annotated[int, typer.Option(min=1, help="Tokens of each sequence before those that are written.")]
 Vocabulary = Annotated[int, typer.Option(min=2, help="Rows of embedding and head, which are one.")]
-Attention = Annotated[str, typer.Option(help="Of decoding: grouped, or sdpa, flex_attention, ... of transformers.")]
+Attention = Annotated[
+    str, typer.Option(help="Of decoding, compiled: grouped, or sdpa, flex_attention, ... of transformers.")
+]
 Inductor = Annotated[str, typer.Option(help="Options of torch.compile that are switched on, separated by commas.")]
 Repeats = Annotated[int, typer.Option(min=1, help="Steps, or prompts, that are timed.")]
 NoFuse = Annotated[bool, typer.Option("--no-fuse", help="Multiply q, k and v, and gate and up, one by one.")]

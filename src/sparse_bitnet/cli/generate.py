@@ -53,6 +53,9 @@ def generate(
     from sparse_bitnet.engine import cuda_graphs
 
     if engine == "auto" and cuda_graphs.obstacle(language_model) is None:
+        slow = cuda_graphs.why_not_in_one_launch(language_model)
+        if slow is not None:
+            print(f"a step is recorded kernel by kernel: {slow}", file=sys.stderr)
         end: Any = language_model.generation_config.eos_token_id
         stop = end if isinstance(end, list) else [end]
         _stream(tokenizer, ids, cuda_graphs.write(language_model, ids, max_new_tokens, sampling, stop))

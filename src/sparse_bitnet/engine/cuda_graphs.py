@@ -1,7 +1,8 @@
 """A model that writes on a GPU: a step, from token to logits, is one CUDA graph.
 
-The code is that of transformers. Called from Python a step waits for Python, which launches a kernel in some
-microseconds, as long as most of them take; recorded, they follow each other. Nothing is compiled.
+Called from Python a step waits for Python, which launches a kernel in some microseconds, as long as most of them take;
+recorded, they follow each other. The code is that of transformers, or one launch for all layers where the model and the
+GPU have that (one_launch.py).
 
 Shapes: S sequences, P tokens of a prompt, L places of the cache, V vocabulary.
 """
@@ -30,7 +31,6 @@ from sparse_bitnet.engine.architecture import MODEL_TYPES
 from sparse_bitnet.engine.rotary import Rotary
 from sparse_bitnet.engine.sampling import Sampling
 from sparse_bitnet.kernels.capture import capture
-from sparse_bitnet.kernels.decoder_step import decoder_step
 
 GROUPED = "sparse_bitnet_grouped"
 READING = "sdpa"  # of several tokens, where no mask means a causal one
@@ -56,6 +56,13 @@ def _what_is_unknown(model: PreTrainedModel) -> str | None:
     if rotary not in Rotary.KINDS:  # others look at the length of the text, which Python would have to wait for
         return f"rope_type {rotary!r} is none of {', '.join(Rotary.KINDS)}"
     return None
+
+
+@torch.no_grad()
+def why_not_in_one_launch(model: PreTrainedModel) -> str | None:
+    """Why a step of `model` is recorded kernel by kernel; None where all layers are one."""
+    answer = Sequences(model, 1, PLACES).step_in_one_launch()
+    return answer if isinstance(answer, str) else None
 
 
 def write(
@@ -158,14 +165,16 @@ class Sequences:
 
         return greedy_step
 
-    def step_in_one_launch(self) -> Callable[[], Tensor] | None:
-        """What does the same as `step`, all layers in one launch and no mask, where the model and its GPU have that."""
-        if len(self.token) > 1 or one_launch.obstacle(self.model) is not None:
-            return None
-        decoder = one_launch.decoder_of(self.model, self.layers)
-        if one_launch.refusal(decoder) is not None:
-            return None
-        layers, model = decoder_step(decoder), cast(Any, self.model)
+    def step_in_one_launch(self) -> Callable[[], Tensor] | str:
+        """What does the same as `step`, all layers in one launch and without mask; or why there is none."""
+        if len(self.token) > 1:
+            return f"it takes one sequence, and there are {len(self.token)}"
+        reason = obstacle(self.model) or one_launch.obstacle(self.model)
+        if reason is not None:
+            return reason
+        layers, model = one_launch.step_of(one_launch.decoder_of(self.model, self.layers)), cast(Any, self.model)
+        if isinstance(layers, str):
+            return layers
 
         def step() -> Tensor:
             x = model.get_input_embeddings()(self.token[0])  # [1, H]
@@ -180,7 +189,8 @@ class Sequences:
         self.begin(token, position)
         if self.model.device.type != "cuda":
             return self._called_step
-        step = self.step_in_one_launch() or self.step
+        in_one_launch = self.step_in_one_launch()
+        step = self.step if isinstance(in_one_launch, str) else in_one_launch
         with attention(self.model, GROUPED):
             graph, logits = capture(step, self.model.device)
         self.begin(token, position)

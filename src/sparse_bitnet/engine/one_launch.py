@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import StaticLayer
 
 from sparse_bitnet.engine.architecture import ATTENTION, MLP
-from sparse_bitnet.kernels.decoder_step import ON_GPU, OPERATOR, Decoder, DecoderLayer, Matrix
+from sparse_bitnet.kernels.decoder_step import ON_GPU, OPERATOR, Decoder, DecoderLayer, Matrix, Step, decoder_step
 from sparse_bitnet.kernels.dispatch import FORCE_VARIABLE
-from sparse_bitnet.nn.acceleration import packed_in_i2
+from sparse_bitnet.nn.acceleration import i2_weight
 from sparse_bitnet.nn.packed_linear import PackedLinear
 
 
@@ -32,11 +32,15 @@ def obstacle(model: PreTrainedModel) -> str | None:
             return f"{name} is not packed"
         if module.recipe.activations != "int8":
             return f"{name} has activations={module.recipe.activations!r}, which are not int8"
+        if module.parts:
+            return f"{name} is several matrices in one"
+        if i2_weight(module) is None:
+            return f"{name} is in the format {module.format.name}: `accelerate` keeps it in i2 too"
     return None
 
 
 def decoder_of(model: PreTrainedModel, caches: Sequence[StaticLayer]) -> Decoder:
-    """The layers over the caches of one sequence; tensors of the model, not copies, but for weights not in i2."""
+    """The layers over the caches of one sequence; tensors of the model, not copies."""
     base, config = cast(Any, model.base_model), cast(Any, model.config)
     layers = tuple(_layer(layer, cache) for layer, cache in zip(base.layers, caches, strict=True))
     places = torch.arange(layers[0].keys.shape[1], device=model.device)
@@ -54,22 +58,23 @@ def _layer(layer: Any, cache: Any) -> DecoderLayer:
         gate=_matrix(mlp.gate_proj),
         up=_matrix(mlp.up_proj),
         down=_matrix(mlp.down_proj),
-        input_norm=layer.input_layernorm.weight,
-        ffn_norm=layer.post_attention_layernorm.weight,
-        query_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
-        key_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
+        input_norm=layer.input_layernorm.weight.detach(),
+        ffn_norm=layer.post_attention_layernorm.weight.detach(),
+        query_norm=attention.q_norm.weight.detach() if hasattr(attention, "q_norm") else None,
+        key_norm=attention.k_norm.weight.detach() if hasattr(attention, "k_norm") else None,
         keys=cache.keys[0],
         values=cache.values[0],
     )
 
 
-def refusal(decoder: Decoder) -> str | None:
-    """Why the GPU cannot compute a token of `decoder` in one launch; None where it can."""
-    forced = os.environ.get(FORCE_VARIABLE)
-    if forced not in (None, "", ON_GPU.name):
-        return f"{FORCE_VARIABLE}={forced} asks for another kernel"
-    return OPERATOR.refusal(ON_GPU, decoder)
+def step_of(decoder: Decoder) -> Step | str:
+    """Its step on a GPU, or why the GPU has none."""
+    if os.environ.get(FORCE_VARIABLE):
+        return f"{FORCE_VARIABLE} asks for a certain kernel"
+    return OPERATOR.refusal(ON_GPU, decoder) or decoder_step(decoder)
 
 
 def _matrix(layer: PackedLinear) -> Matrix:
-    return Matrix(packed_in_i2(layer), layer.weight_scale, layer.bias)
+    weight = i2_weight(layer)
+    assert weight is not None
+    return Matrix(weight, layer.weight_scale, None if layer.bias is None else layer.bias.detach())

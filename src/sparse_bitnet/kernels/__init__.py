@@ -1,6 +1,7 @@
 """The same mathematics at speed: an op is a folder with its contract, a slow reference and one file a backend."""
 
 from sparse_bitnet.kernels import (
+    decoder_step,
     dequantize_fragments,
     effective_weight,
     packed_linear,
@@ -20,5 +21,6 @@ OPERATORS = tuple(
         quantize_lifted,
         sparse_product,
         packed_linear,
+        decoder_step,
     )
 )

@@ -51,7 +51,7 @@ class Kernel:
         here = ctypes.addressof(values)
         places = [one.address for one in maps] + [here + 8 * index for index in range(len(arguments))]
         pointers = (ctypes.c_int64 * len(places))(*places)
-        attributes = [_early()] if self.waits else [_together()] if self.cooperative else []
+        attributes = [*([_early()] if self.waits else []), *([_together()] if self.cooperative else [])]
         config = _config(blocks, threads, self.shared_bytes, *attributes)
         config.hStream = torch._C._cuda_getCurrentRawStream(torch.cuda.current_device())
         _check(driver.cuLaunchKernelEx(config, self.handle, ctypes.addressof(pointers), 0))

@@ -165,12 +165,12 @@ def _choose(layers: Sequence[PackedLinear], tokens: Sequence[int], dtype: torch.
     return Choice(shape, recipe, len(layers), times, refusal, sparse_from)
 
 
-def packed_in_i2(layer: PackedLinear) -> Tensor:
-    """The weight [O, B] uint8 of `layer` in the format i2, that of its products on a GPU where it has some."""
+def i2_weight(layer: PackedLinear) -> Tensor | None:
+    """The weight [O, B] uint8 of `layer` in the format i2, where it holds one: by its format, or since `accelerate`."""
     fast = layer.fast.alone if isinstance(layer.fast, Share) else layer.fast
     if isinstance(fast, FastWeight):
         return fast.packed
-    return layer.weight if layer.format.name == "i2" else i2.pack(layer.codes())
+    return layer.weight if layer.format.name == "i2" else None
 
 
 def fast_weight(layer: PackedLinear, has_fragments: bool) -> FastWeight:

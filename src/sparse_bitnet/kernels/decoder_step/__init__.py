@@ -2,7 +2,7 @@
 
 A step of a batch of one is bound by the number of its kernels: each ends, and the next begins, in the time that its
 weights take to be read. A backend takes the decoder and gives its step, which computes what the modules of transformers
-do, rounded in the same places.
+do, rounded in the same places but within attention, where its kernels do as they like.
 
 Shapes: H hidden, F ffn, D numbers a head, A heads of queries, K heads of keys, L places of the cache.
 """
@@ -14,14 +14,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sparse_bitnet.formats.i2 import bytes_per_row
 from sparse_bitnet.kernels.dispatch import Backend, Operator
 
 ON_GPU = Backend("gpu_cuda", needs=("cuda.bindings",))
 OPERATOR = Operator(__name__, (ON_GPU, Backend("reference")))
 
 Step = Callable[[Tensor, Tensor], None]
-"""Given x [H], the embedding of a token, and its position [1] int64: x becomes the output of the last layer, and the
-caches get their keys and values of the position."""
+"""Given x [H], the embedding of a token, and its position [1] int64 below L: x becomes the output of the last layer,
+and the caches get the keys and values of that place. One at a time: the steps of one decoder share their room."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,35 @@ class DecoderLayer:
 
 @dataclass(frozen=True)
 class Decoder:
-    """All layers have one shape; cosines and sines are [L, D], of each position for both halves of a head."""
+    """All layers have one shape; cosines and sines are [L, D], of each position for both halves of a head.
+
+    ValueError where shapes do not fit.
+    """
 
     layers: tuple[DecoderLayer, ...]
     heads: int
     epsilon: float
     cosines: Tensor
     sines: Tensor
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} heads of queries cannot share {self.kv_heads} of keys")
+        queries, keys, caches = self.heads * self.head, self.kv_heads * self.head, self.layers[0].keys.shape
+        rows = queries, keys, keys, self.hidden, self.ffn, self.ffn, self.hidden
+        columns = self.hidden, self.hidden, self.hidden, queries, self.hidden, self.hidden, self.ffn
+        for layer in self.layers:
+            for matrix, height, width in zip(layer.matrices, rows, columns, strict=True):
+                if matrix.weight.shape != (height, bytes_per_row(width)) or matrix.scale.numel() != 1:
+                    told = f"{list(matrix.weight.shape)} with {matrix.scale.numel()} scales"
+                    raise ValueError(f"a weight of {height} x {width} is {told}")
+            if layer.keys.shape != caches or layer.values.shape != caches or layer.input_norm.numel() != self.hidden:
+                raise ValueError("the layers are not of one shape")
+            if (layer.query_norm is None) != (layer.key_norm is None):
+                raise ValueError("a layer has a norm for queries or for keys alone")
+        for angles in (self.cosines, self.sines):
+            if angles.shape != caches[1:]:
+                raise ValueError(f"cosines and sines are {list(angles.shape)}, and the caches {list(caches)}")
 
     @property
     def hidden(self) -> int:

@@ -3,7 +3,7 @@
 
 #pragma once
 
-#include "common.cuh"
+#include "decoder.cuh"
 
 struct Attention {
     float queries[PART][HEAD];
@@ -42,6 +42,8 @@ struct Partial {  // of the attention of PART heads over one split of the text
     float sums[PART][HEAD];
     float2 totals[PART];  // the largest score, and the sum of exp(score - largest)
 };
+
+static_assert(sizeof(Attention) == ATTENTION_BYTES && sizeof(Partial) == PARTIAL_BYTES, "the room that the host makes");
 
 struct Place {
     int position, places;  // of the token, and how many the caches have

@@ -1,6 +1,6 @@
 // One token through all layers of a decoder, in one launch. Compiled at run time by NVRTC, which defines BLOCKS,
-// HIDDEN, FFN, HEADS, KV_HEADS, HEAD (numbers a head), PART (heads a block attends with), SPLITS (of the text, for
-// attention), SCALING, EPSILON and SMALLEST.
+// THREADS, HIDDEN, FFN, HEADS, KV_HEADS, HEAD (numbers a head), PART (heads a block attends with), SPLITS (of the text,
+// for attention), SCALING, EPSILON, SMALLEST, and the bytes that the host reckons with for its structs.
 //
 // A block on every multiprocessor; they meet five times a layer: behind q, k and v, attention, o, gate and up, and
 // down. Each quantises the whole token for itself, as that costs less than to wait for another, and multiplies its
@@ -10,7 +10,7 @@
 // Numbers are bf16, and rounded where those of transformers are; sums of products are integers, and exact.
 
 #include "attention.cuh"
-#include "common.cuh"
+#include "decoder.cuh"
 #include "rows.cuh"
 #include "token.cuh"
 

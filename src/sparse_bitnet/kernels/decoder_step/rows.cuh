@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "common.cuh"
+#include "decoder.cuh"
 
 // Of a matrix of `rows`, how many a warp multiplies at a time: all of its own, if there are registers for them.
 __host__ __device__ constexpr int at_a_time(int rows, int columns) {

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "common.cuh"
+#include "decoder.cuh"
 
 template <int COLUMNS> struct Numbers {
     static constexpr int EIGHTS = COLUMNS / 8, EACH = ceiling(EIGHTS, THREADS);

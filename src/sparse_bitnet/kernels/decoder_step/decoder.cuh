@@ -7,7 +7,7 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-constexpr int THREADS = 512, WARPS = THREADS / 32;
+constexpr int WARPS = THREADS / 32;
 constexpr int GROUP = HEADS / KV_HEADS, PARTS = (GROUP + PART - 1) / PART;  // heads that share keys, blocks for them
 constexpr int QUERIES = HEADS * HEAD, KEYS = KV_HEADS * HEAD;
 constexpr int CHUNK = 64;         // columns whose codes a thread reads at once, 16 bytes
@@ -17,7 +17,7 @@ constexpr int PIECES = HEAD / 64; // of a head, eight numbers from each of which
 constexpr u32 ALL = 0xFFFFFFFF;
 constexpr float LOWEST = -3.4e38f;  // score, of a place that is none
 
-static_assert(HEADS % KV_HEADS == 0 && HEAD % 64 == 0, "heads of 64, 128 or 256");
+static_assert(HEADS % KV_HEADS == 0 && HEAD % 64 == 0, "whole groups, and whole pieces of heads");
 
 struct Matrix {
     const uint4* weight;  // the format i2: bits 2p and 2p + 1 of byte b of a row are the code of column 4 b + p, plus 1
@@ -30,6 +30,8 @@ struct Layer {
     const u16 *input_norm, *ffn_norm, *query_norm, *key_norm;  // the last two, or none
     u16 *keys, *values;                                        // [KV_HEADS, places, HEAD]
 };
+
+static_assert(sizeof(Layer) == LAYER_BYTES, "the table that the host writes");
 
 struct Shared {
     alignas(16) float squares[WARPS];
