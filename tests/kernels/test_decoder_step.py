@@ -1,4 +1,7 @@
-"""A token through all layers in one launch on a GPU, against the reference, which tests/engine hold to transformers."""
+"""A token through all layers in one launch, against the reference, which tests/engine hold to transformers.
+
+On a GPU, and by emulation on a CPU, where threads wait in an order that a seed draws (emulation/cuda.hpp).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels.emulation import COMPILER, emulated_step
 from sparse_bitnet.formats import i2
 from sparse_bitnet.kernels.decoder_step import (
     ON_GPU,
@@ -38,6 +42,14 @@ class Shape:
     has_head_norms: bool = False
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where steps run, and how they are made there."""
+
+    device: str
+    make: Callable[[Decoder], Step]
+
+
 SHAPES = [
     Shape(2048, 11008, 16, 2, 128),
     Shape(896, 4864, 14, 2, 64),
@@ -51,6 +63,15 @@ SHAPES = [
     Shape(3584, 18944, 28, 4, 128),
     Shape(128, 18944, 4, 4, 64),
 ]
+
+
+EMULATED = [
+    Shape(256, 576, 6, 2, 128, has_head_norms=True),
+    Shape(192, 320, 15, 3, 256, has_biases=False),
+    Shape(128, 2624, 4, 4, 64),
+    Shape(64, 64, 7, 1, 64, layers=3),
+]
+BLOCKS = 16  # emulated
 
 
 def random_decoder(shape: Shape, device: str = "cuda") -> Decoder:
@@ -92,6 +113,18 @@ def on_gpu(decoder: Decoder) -> Step:
     return step
 
 
+def emulated(decoder: Decoder) -> Step:
+    return emulated_step(decoder, BLOCKS, seed=decoder.hidden)
+
+
+ON_CUDA, ON_CPU = Place("cuda", on_gpu), Place("cpu", emulated)
+NEEDS_COMPILER = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+CASES = [
+    *(pytest.param(ON_CPU, shape, marks=NEEDS_COMPILER, id=f"cpu-{shape.hidden}") for shape in EMULATED),
+    *(pytest.param(ON_CUDA, shape, marks=NEEDS_GPU, id=f"cuda-{shape.hidden}") for shape in SHAPES),
+]
+
+
 def copied(decoder: Decoder) -> Decoder:
     """With caches of its own."""
     layers = (replace(layer, keys=layer.keys.clone(), values=layer.values.clone()) for layer in decoder.layers)
@@ -121,27 +154,27 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float(torch.nan_to_num((found - expected).norm() / expected.norm(), float("inf")))
 
 
-@pytest.mark.parametrize("shape", [pytest.param(shape, marks=NEEDS_GPU, id=str(shape.hidden)) for shape in SHAPES])
+@pytest.mark.parametrize(("place", "shape"), CASES)
 @pytest.mark.parametrize("zero", ["output", "gate", "down"])
-def test_where_no_sum_is_rounded_a_step_equals_the_reference(shape: Shape, zero: str) -> None:
+def test_where_no_sum_is_rounded_a_step_equals_the_reference(place: Place, shape: Shape, zero: str) -> None:
     """x of +-1 has an exact norm, and attention to one place is that place's values; one stage at a time is left out.
 
     `output`: then what the FFN reads is x. `gate`: then x ends as the output of attention; `down`: both are read, and
     dropped.
     """
-    decoder = without(random_decoder(replace(shape, layers=1)), zero)
-    x = torch.randint(0, 2, (shape.hidden,), device="cuda").bfloat16() * 2 - 1
-    for found, expected in zip(results(on_gpu, decoder, x, 0), results(reference.run, decoder, x, 0), strict=True):
+    decoder = without(random_decoder(replace(shape, layers=1), place.device), zero)
+    x = torch.randint(0, 2, (shape.hidden,), device=place.device).bfloat16() * 2 - 1
+    for found, expected in zip(results(place.make, decoder, x, 0), results(reference.run, decoder, x, 0), strict=True):
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("shape", [pytest.param(shape, marks=NEEDS_GPU, id=str(shape.hidden)) for shape in SHAPES])
-@pytest.mark.parametrize("position", [0, 1, 63, 64, 200, 383])
-def test_a_step_is_that_of_the_reference(shape: Shape, position: int) -> None:
+@pytest.mark.parametrize(("place", "shape"), CASES)
+@pytest.mark.parametrize("position", [1, 200])
+def test_a_step_is_that_of_the_reference(place: Place, shape: Shape, position: int) -> None:
     """But for the order of sums, by which a rounding to bf16 can fall otherwise, and codes after it."""
-    decoder = random_decoder(shape)
-    x = torch.randn(shape.hidden, device="cuda").bfloat16()
-    found, expected = results(on_gpu, decoder, x, position), results(reference.run, decoder, x, position)
+    decoder = random_decoder(shape, place.device)
+    x = torch.randn(shape.hidden, device=place.device).bfloat16()
+    found, expected = results(place.make, decoder, x, position), results(reference.run, decoder, x, position)
     assert error(found[0] - x, expected[0] - x) < 0.05
     for one, other in zip(found[1:], expected[1:], strict=True):
         assert error(one[:, position], other[:, position]) < 0.05
@@ -150,14 +183,14 @@ def test_a_step_is_that_of_the_reference(shape: Shape, position: int) -> None:
         assert (one != before).any(dim=2).any(dim=0).nonzero().flatten().tolist() == [position]
 
 
-@pytest.mark.parametrize("shape", [pytest.param(shape, marks=NEEDS_GPU, id=str(shape.hidden)) for shape in SHAPES])
-@pytest.mark.parametrize("position", [1, 62, 63, 64, 65, 127, 128, 255, 256, 383])
-def test_attention_is_that_of_the_reference(shape: Shape, position: int) -> None:
+@pytest.mark.parametrize(("place", "shape"), CASES)
+@pytest.mark.parametrize("position", [1, 63, 64, 383])
+def test_attention_is_that_of_the_reference(place: Place, shape: Shape, position: int) -> None:
     """One layer of it alone, with values that outweigh x: one place of 384 left out would be an error of 0.006."""
-    decoder = without(random_decoder(replace(shape, layers=1)), "down")
+    decoder = without(random_decoder(replace(shape, layers=1), place.device), "down")
     decoder = replace(decoder, layers=tuple(replace(layer, values=8 * layer.values) for layer in decoder.layers))
-    x = torch.randn(shape.hidden, device="cuda").bfloat16()
-    found, expected = results(on_gpu, decoder, x, position), results(reference.run, decoder, x, position)
+    x = torch.randn(shape.hidden, device=place.device).bfloat16()
+    found, expected = results(place.make, decoder, x, position), results(reference.run, decoder, x, position)
     assert error(found[0] - x, expected[0] - x) < 0.004
     for one, other in zip(found[1:], expected[1:], strict=True):
         assert error(one[:, position], other[:, position]) < 0.004

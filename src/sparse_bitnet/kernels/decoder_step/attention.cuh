@@ -208,9 +208,7 @@ struct Attending {
         if (splits == 1) return;
         __syncthreads();
         if (threadIdx.x == 0) {
-            u32 others;
-            asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(others) : "l"(arrived) : "memory");
-            shared.is_last = others + 1 == splits;
+            shared.is_last = acquire_and_release_add(arrived, 1) + 1 == splits;
             if (shared.is_last) *arrived = 0;  // for the next layer
         }
         __syncthreads();

@@ -2,10 +2,7 @@
 
 #pragma once
 
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
+#include "ptx.cuh"
 
 constexpr int WARPS = THREADS / 32;
 constexpr int GROUP = HEADS / KV_HEADS, PARTS = (GROUP + PART - 1) / PART;  // heads that share keys, blocks for them
@@ -42,12 +39,6 @@ struct Shared {
 
 __device__ __forceinline__ float number(u32 bits) { return __uint_as_float(bits << 16); }
 
-__device__ __forceinline__ u16 bits_of(float value) {
-    u16 bits;
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-    return bits;
-}
-
 __device__ __forceinline__ float rounded(float value) { return number(bits_of(value)); }
 
 __device__ __forceinline__ void unpack(uint4 words, float (&eight)[8]) {
@@ -71,23 +62,15 @@ struct Meeting {
     __device__ __forceinline__ void arrive() {
         __syncthreads();
         expected += gridDim.x;
-        if (threadIdx.x == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrived) : "memory");
+        if (threadIdx.x == 0) release_add(arrived, 1);
     }
 
     __device__ __forceinline__ void wait() {
-        if (threadIdx.x == 0) {
-            u32 seen;
-            do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(arrived) : "memory");
-            while (seen < expected);
-        }
+        if (threadIdx.x == 0)
+            while (acquire(arrived) < expected) {}
         __syncthreads();
     }
 };
-
-// Has the L2 cache read so many bytes, a multiple of 16.
-__device__ __forceinline__ void prefetch_bytes(const void* from, int bytes) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes));
-}
 
 // The rows of a matrix of `rows` that fall to this block.
 struct Span {

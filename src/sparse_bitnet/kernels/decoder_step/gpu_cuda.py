@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import struct
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sparse_bitnet.kernels import cuda_device
-from sparse_bitnet.kernels.decoder_step import Decoder, Matrix, Step
-from sparse_bitnet.numerics.activation import SMALLEST_MAGNITUDE
+from sparse_bitnet.kernels.decoder_step import Decoder, Step
+from sparse_bitnet.kernels.decoder_step.plan import THREADS, Plan, definitions, layer_words
 
 SOURCE = Path(__file__).with_suffix(".cu")
-THREADS, WARPS = 512, 16
 CHUNK = 64  # columns whose codes a thread reads at once
 HEADS = (64, 128, 256)
-LAYER_BYTES = 216
-MOST_SPLITS = 16  # of a text, for attention
 WIDEST = 32768  # numbers of a token that its threads hold
 MOST_SHARED_BYTES = 231_424  # of a block, without what has a fixed size
 obstacle = cuda_device.obstacle
@@ -46,7 +41,7 @@ def supports(decoder: Decoder) -> str | None:
             return f"{width} columns of {name} are not a multiple of {CHUNK} up to {WIDEST}"
     if decoder.head not in HEADS:
         return f"heads of {decoder.head} numbers are none of {', '.join(map(str, HEADS))}"
-    plan = _Plan.of(decoder)
+    plan = _plan(decoder)
     if not plan.splits:
         return f"{decoder.heads} heads of {decoder.head} are too many for {plan.blocks} multiprocessors"
     if plan.shared_bytes > MOST_SHARED_BYTES:
@@ -55,11 +50,11 @@ def supports(decoder: Decoder) -> str | None:
 
 
 def run(decoder: Decoder) -> Step:
-    device, plan = decoder.cosines.device, _Plan.of(decoder)
+    device, plan = decoder.cosines.device, _plan(decoder)
     kernel = cuda_device.compile_kernel(
-        SOURCE, "decoder_step", plan.shared_bytes, cooperative=True, **_definitions(decoder, plan)
+        SOURCE, "decoder_step", plan.shared_bytes, cooperative=True, **definitions(decoder, plan)
     )
-    table = torch.tensor(_words(decoder), dtype=torch.int64, device=device)
+    table = torch.tensor(layer_words(decoder), dtype=torch.int64, device=device)
     queries, keys = decoder.heads * decoder.head, decoder.kv_heads * decoder.head
     room = torch.empty(queries + 2 * keys + queries + decoder.ffn, dtype=torch.bfloat16, device=device)
     qkv, attention, activated = room.split([queries + 2 * keys, queries, decoder.ffn])
@@ -86,62 +81,6 @@ def run(decoder: Decoder) -> Step:
     return step
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How a decoder is divided among blocks.
-
-    blocks     one on every multiprocessor
-    part       heads of one group that a block attends with: two, if there are and its registers hold them
-    attending  blocks that attend to one split of a text
-    splits     of a text, at most; 0 where there are not blocks enough for one
-    """
-
-    blocks: int
-    part: int
-    attending: int
-    splits: int
-    attention_bytes: int
-    partial_bytes: int
-    shared_bytes: int
-
-    @classmethod
-    def of(cls, decoder: Decoder) -> _Plan:
-        head, group = decoder.head, decoder.heads // decoder.kv_heads
-        blocks = torch.cuda.get_device_properties(decoder.cosines.device).multi_processor_count
-        part = 2 if head <= 128 and group > 1 else 1
-        attending = decoder.kv_heads * -(-group // part)
-        attention = 4 * part * head + 4 * head + WARPS * part * (8 + 4 * head)
-        codes = max(decoder.hidden, decoder.ffn, decoder.heads * head)
-        shared = -(-LAYER_BYTES * len(decoder.layers) // 16) * 16 + max(attention, codes)
-        splits = min(MOST_SPLITS, blocks // attending)
-        return cls(blocks, part, attending, splits, attention, 4 * part * (head + 2), shared)
-
-
-def _definitions(decoder: Decoder, plan: _Plan) -> dict[str, int | str]:
-    return {
-        "BLOCKS": plan.blocks, "THREADS": THREADS, "HIDDEN": decoder.hidden, "FFN": decoder.ffn,
-        "HEADS": decoder.heads, "KV_HEADS": decoder.kv_heads, "HEAD": decoder.head,
-        "PART": plan.part, "SPLITS": plan.splits, "SCALING": f"{decoder.head**-0.5}f",
-        "EPSILON": f"{float(decoder.epsilon)}f", "SMALLEST": f"{SMALLEST_MAGNITUDE}f",
-        "LAYER_BYTES": LAYER_BYTES, "ATTENTION_BYTES": plan.attention_bytes, "PARTIAL_BYTES": plan.partial_bytes,
-    }  # fmt: skip
-
-
-def _words(decoder: Decoder) -> list[list[int]]:
-    """The struct Layer of each layer, in words of 8 bytes."""
-    words, scales = [], torch.cat([matrix.scale for layer in decoder.layers for matrix in layer.matrices])
-    for layer, of_layer in zip(decoder.layers, scales.view(len(decoder.layers), -1).tolist(), strict=True):
-        matrices = [
-            word for one, scale in zip(layer.matrices, of_layer, strict=True) for word in _matrix_words(one, scale)
-        ]
-        norms = map(_address, (layer.input_norm, layer.ffn_norm, layer.query_norm, layer.key_norm))
-        words.append([*matrices, *norms, layer.keys.data_ptr(), layer.values.data_ptr()])
-    return words
-
-
-def _matrix_words(matrix: Matrix, scale: float) -> tuple[int, int, int]:
-    return matrix.weight.data_ptr(), _address(matrix.bias), struct.unpack("<q", struct.pack("<f4x", scale))[0]
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _plan(decoder: Decoder) -> Plan:
+    device = decoder.cosines.device
+    return Plan.of(decoder, torch.cuda.get_device_properties(device).multi_processor_count)

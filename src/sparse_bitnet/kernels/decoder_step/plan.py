@@ -1,0 +1,76 @@
+"""How a decoder is divided among the blocks of gpu_cuda.cu, and told to it; without a GPU."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparse_bitnet.kernels.decoder_step import Decoder, Matrix
+from sparse_bitnet.numerics.activation import SMALLEST_MAGNITUDE
+
+THREADS, WARPS = 512, 16
+LAYER_BYTES = 216
+MOST_SPLITS = 16  # of a text, for attention
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a decoder is divided among blocks.
+
+    blocks     one on every multiprocessor
+    part       heads of one group that a block attends with: two, if there are and its registers hold them
+    attending  blocks that attend to one split of a text
+    splits     of a text, at most; 0 where there are not blocks enough for one
+    """
+
+    blocks: int
+    part: int
+    attending: int
+    splits: int
+    attention_bytes: int
+    partial_bytes: int
+    shared_bytes: int
+
+    @classmethod
+    def of(cls, decoder: Decoder, blocks: int) -> Plan:
+        head, group = decoder.head, decoder.heads // decoder.kv_heads
+        part = 2 if head <= 128 and group > 1 else 1
+        attending = decoder.kv_heads * -(-group // part)
+        attention = 4 * part * head + 4 * head + WARPS * part * (8 + 4 * head)
+        codes = max(decoder.hidden, decoder.ffn, decoder.heads * head)
+        shared = -(-LAYER_BYTES * len(decoder.layers) // 16) * 16 + max(attention, codes)
+        splits = min(MOST_SPLITS, blocks // attending)
+        return cls(blocks, part, attending, splits, attention, 4 * part * (head + 2), shared)
+
+
+def definitions(decoder: Decoder, plan: Plan) -> dict[str, int | str]:
+    return {
+        "BLOCKS": plan.blocks, "THREADS": THREADS, "HIDDEN": decoder.hidden, "FFN": decoder.ffn,
+        "HEADS": decoder.heads, "KV_HEADS": decoder.kv_heads, "HEAD": decoder.head,
+        "PART": plan.part, "SPLITS": plan.splits, "SCALING": f"{decoder.head**-0.5}f",
+        "EPSILON": f"{float(decoder.epsilon)}f", "SMALLEST": f"{SMALLEST_MAGNITUDE}f",
+        "LAYER_BYTES": LAYER_BYTES, "ATTENTION_BYTES": plan.attention_bytes, "PARTIAL_BYTES": plan.partial_bytes,
+    }  # fmt: skip
+
+
+def layer_words(decoder: Decoder) -> list[list[int]]:
+    """The struct Layer of each layer, in words of 8 bytes."""
+    words, scales = [], torch.cat([matrix.scale for layer in decoder.layers for matrix in layer.matrices])
+    for layer, of_layer in zip(decoder.layers, scales.view(len(decoder.layers), -1).tolist(), strict=True):
+        matrices = [
+            word for one, scale in zip(layer.matrices, of_layer, strict=True) for word in _matrix_words(one, scale)
+        ]
+        norms = map(_address, (layer.input_norm, layer.ffn_norm, layer.query_norm, layer.key_norm))
+        words.append([*matrices, *norms, layer.keys.data_ptr(), layer.values.data_ptr()])
+    return words
+
+
+def _matrix_words(matrix: Matrix, scale: float) -> tuple[int, int, int]:
+    return matrix.weight.data_ptr(), _address(matrix.bias), struct.unpack("<q", struct.pack("<f4x", scale))[0]
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
