@@ -46,6 +46,20 @@ class Plan:
         return cls(blocks, part, attending, splits, attention, 4 * part * (head + 2), shared)
 
 
+def make_room(decoder: Decoder, plan: Plan) -> tuple[Tensor, ...]:
+    """What a step writes between its stages, in the order of the kernel's arguments, on the decoder's device.
+
+    q, k and v; the output of attention; the activated FFN; what splits of a text leave for each other; and how many
+    blocks have arrived, at first and between steps 0.
+    """
+    device, queries, keys = decoder.cosines.device, decoder.heads * decoder.head, decoder.kv_heads * decoder.head
+    numbers = (
+        torch.empty(size, dtype=torch.bfloat16, device=device) for size in (queries + 2 * keys, queries, decoder.ffn)
+    )
+    partials = torch.empty(plan.attending * plan.splits * plan.partial_bytes, dtype=torch.uint8, device=device)
+    return *numbers, partials, torch.zeros(1 + plan.attending, dtype=torch.int32, device=device)
+
+
 def definitions(decoder: Decoder, plan: Plan) -> dict[str, int | str]:
     return {
         "BLOCKS": plan.blocks, "THREADS": THREADS, "HIDDEN": decoder.hidden, "FFN": decoder.ffn,
