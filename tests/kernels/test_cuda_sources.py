@@ -45,7 +45,7 @@ def test_the_sparse_product_compiles_and_is_not_serialised(
     assert "serialized" not in told
     spilled = re.search(r"(\d+) bytes spill stores", told)
     assert spilled is not None
-    assert int(spilled[1]) <= (0 if tiling.splits == 1 else 8)
+    assert int(spilled[1]) <= (0 if tiling.splits == 1 else 16)
 
 
 @pytest.mark.parametrize(("m", "source"), [("4", "short"), ("6", "signed char"), ("8", "int"), ("32", "short")])

@@ -6,7 +6,14 @@ import pytest
 
 from sparse_bitnet.kernels.sparse_product.tiling import SHARED_BYTES, TILINGS, Tiling, best_tiling
 
-H100 = {2: 66, 4: 30, 8: 15}  # clusters at once, as the driver tells
+
+def at_once(clusters: dict[int, int], clusters_of_half: dict[int, int] | None = None) -> dict[Tiling, int]:
+    """Clusters by the number of their blocks: of those that have a multiprocessor to themselves, and that share it."""
+    by_blocks = {1: clusters, 2: clusters_of_half or {size: 2 * count for size, count in clusters.items()}}
+    return {tiling: by_blocks[tiling.blocks_at_once][tiling.cluster] for tiling in TILINGS}
+
+
+H100 = at_once({2: 66, 4: 30, 8: 15})  # as the driver tells
 LIFTED = {"2:4": 1, "6:8": 1.5}  # columns, for each of the weight
 
 # Microseconds on an H100 SXM by rows, columns, pattern and tokens: medians of 7 replays of a CUDA graph, weights cold.
@@ -35,7 +42,7 @@ MEASURED = {
 @pytest.mark.parametrize("tiling", TILINGS, ids=str)
 def test_a_tiling_fits_in_shared_memory(tiling: Tiling) -> None:
     assert tiling.stages >= 4
-    assert tiling.shared_bytes <= SHARED_BYTES
+    assert tiling.shared_bytes <= SHARED_BYTES[tiling.blocks_at_once]
     assert tiling.cluster <= 8  # that every Hopper can place
     sums = 4 * 128 * tiling.tokens
     stage = 128 * tiling.tokens + 128 * 128 // 4
@@ -54,7 +61,7 @@ def test_the_choice_is_as_fast_as_the_best_that_was_measured(
 def test_the_choice_goes_by_what_fits_at_once() -> None:
     """16 tiles of 128 tokens in 4 parts: worth it only where 16 clusters of 8 blocks fit."""
     assert best_tiling(32, 86, 256, H100) != Tiling(128, splits=4)
-    assert best_tiling(32, 86, 256, {2: 66, 4: 33, 8: 16}) == Tiling(128, splits=4)
+    assert best_tiling(32, 86, 256, at_once({2: 66, 4: 33, 8: 16})) == Tiling(128, splits=4)
 
 
 def test_many_tiles_are_not_split() -> None:
@@ -64,11 +71,11 @@ def test_many_tiles_are_not_split() -> None:
 
 @pytest.mark.parametrize("stages", [1, 2, 3, 5])
 @pytest.mark.parametrize("tokens", [1, 129, 5000])
-@pytest.mark.parametrize("at_once", [{2: 1, 4: 0, 8: 0}, {2: 7, 4: 3, 8: 1}, H100], ids=str)
-def test_no_block_is_without_a_stage_or_a_place(stages: int, tokens: int, at_once: dict[int, int]) -> None:
-    tiling = best_tiling(1, stages, tokens, at_once)
+@pytest.mark.parametrize("clusters", [{2: 1, 4: 0, 8: 0}, {2: 7, 4: 3, 8: 1}, {2: 66, 4: 30, 8: 15}], ids=str)
+def test_no_block_is_without_a_stage_or_a_place(stages: int, tokens: int, clusters: dict[int, int]) -> None:
+    tiling = best_tiling(1, stages, tokens, at_once(clusters))
     assert tiling.splits <= stages
-    assert at_once[tiling.cluster]
+    assert at_once(clusters)[tiling]
 
 
 def test_a_tile_covers_its_rows_and_tokens() -> None:

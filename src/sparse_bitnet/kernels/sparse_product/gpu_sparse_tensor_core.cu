@@ -26,6 +26,7 @@ constexpr int ROWS = 64;       // of the weight, a warpgroup
 constexpr int DEPTH = 128;     // lifted columns a stage, two instructions
 constexpr int BAND = 8;        // tiles of a cluster's rows that are multiplied with all tokens before the next ones
 constexpr int SUMS = TOKENS / 2;  // a thread
+constexpr int SCALES = (TOKENS + 127) / 128;  // of tokens, that a thread reads
 constexpr int OWN_TOKENS = TOKENS / SPLITS, OWN_SUMS = SUMS / SPLITS;  // that a block finishes
 constexpr int FRAGMENT_BYTES = ROWS * DEPTH / 4;  // of a warpgroup
 constexpr int STAGE_BYTES = TOKENS * DEPTH + WARPGROUPS * FRAGMENT_BYTES;
@@ -66,44 +67,46 @@ __device__ __forceinline__ void meet_cluster() {
     asm volatile("barrier.cluster.arrive.release.aligned;\n barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+__device__ __forceinline__ void wait_for_launch_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
 __device__ __forceinline__ void meet_warpgroup(int warpgroup) {
     asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
 }
 
 // d += a * b for 64 rows and TOKENS tokens over 64 lifted columns; d = a * b where `adds` is 0.
 #define FOUR(i) "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3])
-#define SIXTEEN(i) FOUR(i), FOUR(i + 4), FOUR(i + 8), FOUR(i + 12)
+#define THIRTY_TWO(i) \
+    FOUR(i), FOUR(i + 4), FOUR(i + 8), FOUR(i + 12), FOUR(i + 16), FOUR(i + 20), FOUR(i + 24), FOUR(i + 28)
+#define NAMES_0 \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23," \
+    "%24, %25, %26, %27, %28, %29, %30, %31"
+#define NAMES_32 \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53," \
+    "%54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define NAMES_64 \
+    "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85," \
+    "%86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define NAMES_96 \
+    "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114," \
+    "%115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define MULTIPLY(width, names, a0, a1, a2, a3, tokens, metadata, adds) \
+    "{\n .reg .pred adds;\n setp.ne.b32 adds, " adds ", 0;\n" \
+    "wgmma.mma_async.sp.sync.aligned.m64n" width "k64.s32.s8.s8 {" names "}," \
+    "{" a0 ", " a1 ", " a2 ", " a3 "}, " tokens ", " metadata ", 0, adds;\n}"
 __device__ __forceinline__ void multiply(int (&d)[SUMS], const u32 (&a)[4], u64 tokens, u32 metadata, int adds) {
 #if TOKENS == 256
-    asm volatile(
-        "{\n .reg .pred adds;\n setp.ne.b32 adds, %134, 0;\n"
-        "wgmma.mma_async.sp.sync.aligned.m64n256k64.s32.s8.s8 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63,"
-        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79,"
-        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95,"
-        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111,"
-        "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127},"
-        "{%128, %129, %130, %131}, %132, %133, 0, adds;\n}"
-        : SIXTEEN(0), SIXTEEN(16), SIXTEEN(32), SIXTEEN(48), SIXTEEN(64), SIXTEEN(80), SIXTEEN(96), SIXTEEN(112)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "r"(metadata), "r"(adds));
+    asm volatile(MULTIPLY("256", NAMES_0 "," NAMES_32 "," NAMES_64 "," NAMES_96,
+                          "%128", "%129", "%130", "%131", "%132", "%133", "%134")
+                 : THIRTY_TWO(0), THIRTY_TWO(32), THIRTY_TWO(64), THIRTY_TWO(96)
+#elif TOKENS == 128
+    asm volatile(MULTIPLY("128", NAMES_0 "," NAMES_32, "%64", "%65", "%66", "%67", "%68", "%69", "%70")
+                 : THIRTY_TWO(0), THIRTY_TWO(32)
 #else
-    asm volatile(
-        "{\n .reg .pred adds;\n setp.ne.b32 adds, %70, 0;\n"
-        "wgmma.mma_async.sp.sync.aligned.m64n128k64.s32.s8.s8 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63},"
-        "{%64, %65, %66, %67}, %68, %69, 0, adds;\n}"
-        : SIXTEEN(0), SIXTEEN(16), SIXTEEN(32), SIXTEEN(48)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "r"(metadata), "r"(adds));
+    asm volatile(MULTIPLY("64", NAMES_0, "%32", "%33", "%34", "%35", "%36", "%37", "%38")
+                 : THIRTY_TWO(0)
 #endif
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "r"(metadata), "r"(adds));
 }
-#undef SIXTEEN
-#undef FOUR
 
 // Tokens in shared memory, rows of 128 bytes in the 128-byte swizzle, eight rows a repeat.
 __device__ __forceinline__ u64 describe(u32 address) {
@@ -186,7 +189,7 @@ __device__ __forceinline__ Place place_of(int tile, int row_tiles, int token_til
     return {band * BAND + inside % height, inside / height};
 }
 
-extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, 1) __cluster_dims__(CLUSTER, 1, 1) sparse_product(
+extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, BLOCKS_AT_ONCE) __cluster_dims__(CLUSTER, 1, 1) sparse_product(
     const __grid_constant__ TensorMap activations, const __grid_constant__ TensorMap result, const uint4* fragments,
     const float* token_scale, const float* row_scale, const float* bias, int row_scales, int tokens, int out_features,
     int groups, int stages, int row_tiles, int token_tiles) {
@@ -206,7 +209,7 @@ extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, 1) __cluster
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     meet_cluster();
-    asm volatile("griddepcontrol.launch_dependents;\n griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
     // A cluster takes every so manyth tile; one that splits columns, a single one.
     int begin = stages * split / SPLITS, end = stages * (split + 1) / SPLITS;
     int first = blockIdx.x / CLUSTER, step = gridDim.x / CLUSTER, all_tiles = row_tiles * token_tiles;
@@ -216,29 +219,37 @@ extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, 1) __cluster
     if (warpgroup == WARPGROUPS) {
         if (thread == 0) {
             constexpr int PART = TOKENS / ROW_BLOCKS;
+            auto load_fragments = [&](Place place, int stage, int slot) {
+                u32 target = shared + RING + slot * STAGE_BYTES + TOKENS * DEPTH, ready = full + 8 * slot;
+                int group = (place.row_tile * ROW_BLOCKS + block) * WARPGROUPS;
+                expect(ready, STAGE_BYTES);
+#pragma unroll
+                for (int i = 0; i < WARPGROUPS; ++i) {
+                    const uint4* source = fragments + ((size_t)min(group + i, groups - 1) * stages + stage) * 128;
+                    asm volatile(
+                        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+                            "r"(target + i * FRAGMENT_BYTES), "l"(source), "n"(FRAGMENT_BYTES), "r"(ready)
+                        : "memory");
+                }
+            };
+            int early = min(STAGES, end - begin);  // stages whose weights come while the launch before ends
+            for (int i = 0; i < early; ++i) load_fragments(place_of(first, row_tiles, token_tiles), begin + i, i);
+            wait_for_launch_before();
             for (int tile = first; tile < all_tiles; tile += step) {
                 Place place = place_of(tile, row_tiles, token_tiles);
                 int token = place.token_tile * TOKENS + block * PART;
-                int group = (place.row_tile * ROW_BLOCKS + block) * WARPGROUPS;
                 for (int stage = begin; stage < end; ++stage) {
                     u32 target = shared + RING + slot * STAGE_BYTES, ready = full + 8 * slot;
-                    wait(empty + 8 * slot, phase ^ 1);
-                    expect(ready, STAGE_BYTES);
+                    if (--early < 0) {
+                        wait(empty + 8 * slot, phase ^ 1);
+                        load_fragments(place, stage, slot);
+                    }
                     asm volatile(
                         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
                         ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(target + block * PART * DEPTH),
                         "l"(&activations), "r"(ready), "r"(stage * DEPTH), "r"(token),
                         "h"((unsigned short)(((1 << ROW_BLOCKS) - 1) << split * ROW_BLOCKS))
                         : "memory");
-#pragma unroll
-                    for (int i = 0; i < WARPGROUPS; ++i) {
-                        const uint4* source = fragments + ((size_t)min(group + i, groups - 1) * stages + stage) * 128;
-                        asm volatile(
-                            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-                                "r"(target + TOKENS * DEPTH + i * FRAGMENT_BYTES), "l"(source), "n"(FRAGMENT_BYTES),
-                            "r"(ready)
-                            : "memory");
-                    }
                     if (++slot == STAGES) slot = 0, phase ^= 1;
                 }
             }
@@ -253,37 +264,54 @@ extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, 1) __cluster
         u32 results = shared + RESULTS + warpgroup * RESULT_BYTES;
         float2* factors = (float2*)(memory + FACTORS) + warpgroup * TOKENS;
         int d[SUMS];
-        u32 a[4], b[4];
+        wait_for_launch_before();
         for (int tile = first; tile < all_tiles; tile += step) {
             Place place = place_of(tile, row_tiles, token_tiles);
             int token = place.token_tile * TOKENS;
             int row = ((place.row_tile * ROW_BLOCKS + block) * WARPGROUPS + warpgroup) * ROWS;
             float scale = PER_ROW ? 1.0f : row_scale[0];
-            float scale_of_token[TOKENS / 128];
-            for (int i = 0; i < TOKENS / 128; ++i)
+            float scale_of_token[SCALES];
+            for (int i = 0; i < SCALES; ++i)
                 scale_of_token[i] = token_scale[min(token + 128 * i + thread, tokens - 1)];
-            for (int stage = begin; stage < end; ++stage) {
-                const unsigned char* here = memory + RING + slot * STAGE_BYTES;
-                u64 these = describe(shared + RING + slot * STAGE_BYTES);
-                wait(full + 8 * slot, phase);
-                uint4 words = ((const uint4*)(here + TOKENS * DEPTH + warpgroup * FRAGMENT_BYTES))[thread];
-                decode(words.y, a);
-                decode(words.w, b);
-                asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-                multiply(d, a, these, words.x, stage - begin);
-                multiply(d, b, these + (DEPTH / 2 >> 4), words.z, 1);
-                asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-                if (stage == min(begin + 2, end - 1)) {  // in the shadow of the product, and when the scales have arrived
+            for (int stage = begin; stage < end; stage += TOGETHER) {
+                u32 a[TOGETHER][4], b[TOGETHER][4], metadata[TOGETHER][2], places[TOGETHER];
 #pragma unroll
-                    for (int i = 0; i < TOKENS / 128; ++i) {
+                for (int i = 0; i < TOGETHER; ++i) {
+                    bool is_there = i == 0 || stage + i < end;  // else the stage before is taken again, times 0
+                    int here = is_there ? slot : slot ? slot - 1 : STAGES - 1;
+                    places[i] = here;
+                    wait(full + 8 * here, is_there || slot ? phase : phase ^ 1);
+                    const unsigned char* stored = memory + RING + here * STAGE_BYTES + TOKENS * DEPTH;
+                    uint4 words = ((const uint4*)(stored + warpgroup * FRAGMENT_BYTES))[thread];
+                    decode(is_there ? words.y : 0, a[i]);
+                    decode(is_there ? words.w : 0, b[i]);
+                    metadata[i][0] = words.x, metadata[i][1] = words.z;
+                    slot += is_there;
+                    if (slot == STAGES) slot = 0, phase ^= 1;
+                }
+                asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+                for (int i = 0; i < TOGETHER; ++i) {
+                    u64 these = describe(shared + RING + places[i] * STAGE_BYTES);
+                    multiply(d, a[i], these, metadata[i][0], i + stage - begin);
+                    multiply(d, b[i], these + (DEPTH / 2 >> 4), metadata[i][1], 1);
+                }
+                asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+                if (stage <= begin + 2 && (stage + TOGETHER > begin + 2 || stage + TOGETHER >= end)) {
+                    // in the shadow of the product, and when the scales have arrived
+#pragma unroll
+                    for (int i = 0; i < SCALES; ++i) {
                         // of 22 bits: MAGIC times it is exact, and (MAGIC + sum) * factor - MAGIC * factor rounds once
                         float factor = __int_as_float(__float_as_int(scale / scale_of_token[i]) + 2 & ~3);
-                        factors[128 * i + thread] = make_float2(factor, -MAGIC * factor);
+                        if (TOKENS >= 128 || thread < TOKENS)
+                            factors[128 * i + thread] = make_float2(factor, -MAGIC * factor);
                     }
                 }
                 asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-                if (lane < ROW_BLOCKS) arrive_at(empty + 8 * slot, split * ROW_BLOCKS + lane);
-                if (++slot == STAGES) slot = 0, phase ^= 1;
+#pragma unroll
+                for (int i = 0; i < TOGETHER; ++i)
+                    if (lane < ROW_BLOCKS && (i == 0 || stage + i < end))
+                        arrive_at(empty + 8 * places[i], split * ROW_BLOCKS + lane);
             }
             for (int i = 0; i < SUMS; ++i) asm volatile("" : "+r"(d[i])::"memory");  // read after the wait, not before
             if (SPLITS > 1) {

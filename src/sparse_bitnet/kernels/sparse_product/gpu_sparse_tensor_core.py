@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparse_bitnet.kernels import cuda_device
 from sparse_bitnet.kernels.sparse_product import COLUMNS_MULTIPLE, ROWS_MULTIPLE, SparseWeight
-from sparse_bitnet.kernels.sparse_product.tiling import ROW_BLOCKS, SHARED_BYTES, THREADS, TILINGS, Tiling, best_tiling
+from sparse_bitnet.kernels.sparse_product.tiling import ROW_BLOCKS, THREADS, TILINGS, Tiling, best_tiling
 
 SOURCE = Path(__file__).with_suffix(".cu")
 MOST_COLUMNS = 65536  # half of them not 0, times 128, are at most 2^22
@@ -89,12 +89,12 @@ def _plan(
     row_tiles, token_tiles = tiling.tiles(groups, tokens)
     clusters = row_tiles * token_tiles  # one tile each where columns are split, since the ring then ends with sums
     if tiling.splits == 1:
-        clusters = min(clusters, at_once[tiling.cluster])
+        clusters = min(clusters, at_once[tiling])
     return _Plan(kernel, tiling, clusters * tiling.cluster, row_tiles, token_tiles)
 
 
 @lru_cache(maxsize=64)
-def _clusters_at_once(device: torch.device) -> dict[int, int]:
-    """By the number of their blocks, of which a multiprocessor has one."""
-    sizes = {tiling.cluster for tiling in TILINGS}
-    return {blocks: cuda_device.clusters_at_once(blocks, SHARED_BYTES, device.index) for blocks in sizes}
+def _clusters_at_once(device: torch.device) -> dict[Tiling, int]:
+    return {
+        tiling: cuda_device.clusters_at_once(tiling.cluster, tiling.shared_bytes, device.index) for tiling in TILINGS
+    }

@@ -19,14 +19,14 @@ ROW_BLOCKS = 2
 BLOCK_ROWS = WARPGROUPS * ROWS
 THREADS = 128 * WARPGROUPS + 32
 DEPTH = COLUMNS * INSTRUCTIONS
-SHARED_BYTES = 227 * 1024  # that a block of Hopper can have
-MOST_STAGES = 8
+SHARED_BYTES = {1: 227 * 1024, 2: 113 * 1024}  # that a block of Hopper can have, by blocks of a multiprocessor
+MOST_STAGES = 16
 
 # Nanoseconds of a block, fitted on an H100 to products of 6 shapes with 128 to 2,048 tokens by every tiling; some of
 # their times are in tests/kernels/test_tiling.py.
-STAGE_NS, STAGE_NS_OF_TOKEN = 160, 1.1
+STAGE_NS, STAGE_NS_OF_TOKEN = {256: 160, 128: 160, 64: 100}, 1.1
 RESULT_NS_OF_TOKEN = 12
-EXCHANGE_NS, EXCHANGE_NS_OF_TOKEN = 1000, 30
+EXCHANGE_NS, EXCHANGE_NS_OF_TOKEN = {256: 1000, 128: 1000, 64: 0}, 30
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,20 @@ class Tiling:
         return ROW_BLOCKS * self.splits
 
     @property
+    def blocks_at_once(self) -> int:
+        """That a multiprocessor runs."""
+        return 2 if self.tokens == 64 and self.splits == 1 else 1
+
+    @property
+    def together(self) -> int:
+        """Stages that a warpgroup multiplies at a time: where tokens are few, it would mostly wait."""
+        return 2 if self.tokens == 64 else 1
+
+    @property
     def stages(self) -> int:
         """In flight."""
-        return min(MOST_STAGES, (SHARED_BYTES - self._before_stages) // self._stage_bytes)
+        room = SHARED_BYTES[self.blocks_at_once] - self._before_stages
+        return min(MOST_STAGES, room // self._stage_bytes)
 
     @property
     def shared_bytes(self) -> int:
@@ -51,7 +62,10 @@ class Tiling:
     @property
     def definitions(self) -> dict[str, int]:
         """For the preprocessor of the kernel."""
-        return {"TOKENS": self.tokens, "SPLITS": self.splits, "STAGES": self.stages}
+        return {
+            "TOKENS": self.tokens, "SPLITS": self.splits, "STAGES": self.stages, "TOGETHER": self.together,
+            "BLOCKS_AT_ONCE": self.blocks_at_once,
+        }  # fmt: skip
 
     @property
     def _before_stages(self) -> int:
@@ -75,20 +89,21 @@ class Tiling:
         """
         row_tiles, token_tiles = self.tiles(groups, tokens)
         own_tokens = self.tokens / self.splits
-        tile = -(-stages // self.splits) * (STAGE_NS + STAGE_NS_OF_TOKEN * self.tokens)
+        tile = -(-stages // self.splits) * (STAGE_NS[self.tokens] + STAGE_NS_OF_TOKEN * self.tokens)
         tile += RESULT_NS_OF_TOKEN * own_tokens
         if self.splits > 1:
-            tile += EXCHANGE_NS + EXCHANGE_NS_OF_TOKEN * (self.tokens - own_tokens)
+            tile += EXCHANGE_NS[self.tokens] + EXCHANGE_NS_OF_TOKEN * (self.tokens - own_tokens)
         return -(-row_tiles * token_tiles // at_once) * tile
 
 
-TILINGS = tuple(Tiling(tokens, splits) for tokens in (256, 128) for splits in (1, 2, 4))
+TILINGS = tuple(Tiling(tokens, splits) for tokens in (256, 128, 64) for splits in (1, 2, 4))
 
 
-def best_tiling(groups: int, stages: int, tokens: int, at_once: Mapping[int, int]) -> Tiling:
+def best_tiling(groups: int, stages: int, tokens: int, at_once: Mapping[Tiling, int]) -> Tiling:
     """Of those that leave no block without a stage, the one that takes the least time.
 
-    at_once  how many clusters of so many blocks a GPU runs at a time, by the number of blocks
+    at_once  how many clusters a GPU runs at a time
     """
-    possible = [tiling for tiling in TILINGS if tiling.splits <= stages and at_once[tiling.cluster]]
-    return min(possible, key=lambda tiling: tiling.nanoseconds(groups, stages, tokens, at_once[tiling.cluster]))
+    wide_enough = [tiling for tiling in TILINGS if tiling.tokens >= min(tokens, 128)]
+    possible = [tiling for tiling in wide_enough if tiling.splits <= stages and at_once[tiling]]
+    return min(possible, key=lambda tiling: tiling.nanoseconds(groups, stages, tokens, at_once[tiling]))
