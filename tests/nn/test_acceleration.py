@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from sparse_bitnet import PackedLinear, Recipe, accelerate, convert, prepare
+from sparse_bitnet import PackedLinear, Recipe, SparseBitLinear, accelerate, convert, prepare
 from sparse_bitnet.nn.acceleration import fast_weight
 
 RECIPES = [Recipe("2:4"), Recipe("6:8"), Recipe("6:8", activations="int4"), Recipe("3:4", values="sign")]
@@ -33,6 +34,25 @@ def test_both_products_are_the_layer(recipe: Recipe) -> None:
     if has_fragments:
         torch.testing.assert_close(fast.multiply_sparse(x), layer(x))
         torch.testing.assert_close(replace(fast, sparse_from=10)(x), layer(x))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.key)
+@pytest.mark.parametrize("parts", [(), (32, 64)], ids=str)
+def test_compiled_the_product_alone_is_an_operator_and_all_is_the_layer(recipe: Recipe, parts: tuple[int, ...]) -> None:
+    layer = PackedLinear.from_latent(SparseBitLinear(192, 96, recipe=recipe, parts=parts))
+    fast, x = fast_weight(layer, False), torch.randn(2, 5, layer.in_features)
+    graphs: list[torch.fx.GraphModule] = []
+    torch.compiler.reset()
+
+    def keep(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    assert torch.equal(torch.compile(fast, backend=keep, fullgraph=True)(x), layer(x))
+    assert "packed_sums" in graphs[0].code and "packed_linear" not in graphs[0].code
+    many = torch.randn(65, layer.in_features)
+    assert torch.equal(torch.compile(fast, backend=keep, fullgraph=True)(many), layer(many))
+    assert "packed_linear" in graphs[1].code
 
 
 def test_a_layer_that_is_cast_and_one_that_needs_gradients_let_it_be() -> None:

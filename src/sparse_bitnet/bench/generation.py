@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from sparse_bitnet.bench.checks import by_reference, check_layers, check_likeness
 from sparse_bitnet.bench.timing import kernel_times
 from sparse_bitnet.engine.cuda_graphs import GROUPED, PLACES, Sequences, attention
+from sparse_bitnet.kernels.packed_sums import COMPILE_OPTIONS
 from sparse_bitnet.kernels.timing import milliseconds
 from sparse_bitnet.nn.acceleration import accelerate
 from sparse_bitnet.nn.packed_linear import PackedLinear
@@ -154,7 +155,8 @@ def _prompt(bench: GenerationBench, batch: int, tokens: int, device: torch.devic
 def _compiled(bench: GenerationBench, run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
     if device.type != "cuda":
         return run
-    return torch.compile(run, fullgraph=True, dynamic=False, options=dict.fromkeys(bench.inductor, True))
+    options = COMPILE_OPTIONS | dict.fromkeys(bench.inductor, True)
+    return torch.compile(run, fullgraph=True, dynamic=False, options=options)
 
 
 def _profile(bench: GenerationBench, run: Callable[[], object], device: torch.device) -> list[dict[str, Any]]:

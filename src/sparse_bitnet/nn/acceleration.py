@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sparse_bitnet.formats import i2
 from sparse_bitnet.kernels.packed_linear import PackedLayout, packed_linear
+from sparse_bitnet.kernels.packed_sums import is_fused, packed_linear_of_sums
 from sparse_bitnet.kernels.quantize_lifted import quantize_lifted
 from sparse_bitnet.kernels.sparse_product import sparse_product
 from sparse_bitnet.kernels.timing import milliseconds
@@ -42,6 +43,7 @@ class FastWeight:
 
     packed       [O, B] uint8 in the format i2: the layer's own bytes where that is its format
     scale        [P] fp32, and row_scale [O] or [1] fp32
+    bias         [O] float, and row_bias [O] fp32, or None
     fragments    [G, S, 128, 4] int32 (formats/fragments.py); None where the layer has no use for sparse tensor cores
     sparse_from  the number of tokens from which it uses them
     """
@@ -52,6 +54,7 @@ class FastWeight:
     bias: Tensor | None
     fragments: Tensor | None
     row_scale: Tensor
+    row_bias: Tensor | None
     m: int
     sparse_from: int = NEVER
 
@@ -60,20 +63,22 @@ class FastWeight:
         return self.multiply_sparse(x) if x.numel() >= self.sparse_from * x.shape[-1] else self.multiply_packed(x)
 
     def multiply_packed(self, x: Tensor) -> Tensor:
+        if is_fused(x):
+            return packed_linear_of_sums(x, self.packed, self.row_scale, self.bias, self.layout)
         return packed_linear(x, self.packed, self.scale, self.bias, self.layout)
 
     def multiply_sparse(self, x: Tensor) -> Tensor:
         assert self.fragments is not None
         codes, token_scale = quantize_lifted(x, self.layout.activations, self.m)
-        bias = None if self.bias is None else self.bias.float()
-        return sparse_product(codes, token_scale, self.fragments, self.row_scale, bias, len(self.packed), x.dtype)
+        rows = len(self.packed)
+        return sparse_product(codes, token_scale, self.fragments, self.row_scale, self.row_bias, rows, x.dtype)
 
     def by_part(self) -> list[FastWeight]:
         """Each part as a weight of its own, without fragments: views."""
         parts, layout = self.layout.parts, replace(self.layout, parts=())
         biases = [None] * len(parts) if self.bias is None else self.bias.split(parts)
         weights = zip(self.packed.split(parts), self.scale.split(1), biases, strict=True)
-        return [FastWeight(packed, layout, scale, bias, None, scale, self.m) for packed, scale, bias in weights]
+        return [FastWeight(packed, layout, scale, bias, None, scale, None, self.m) for packed, scale, bias in weights]
 
 
 @dataclass(frozen=True)
@@ -184,4 +189,5 @@ def fast_weight(layer: PackedLinear, has_fragments: bool) -> FastWeight:
     scale, parts = layer.weight_scale, layer.parts
     row_scale = scale_by_row(scale, parts, layer.out_features).flatten().contiguous() if parts else scale
     layout = PackedLayout("i2", layer.in_features, layer.recipe.activations, parts)
-    return FastWeight(packed, layout, scale, layer.bias, fragments, row_scale, m)
+    row_bias = None if layer.bias is None else layer.bias.float()
+    return FastWeight(packed, layout, scale, layer.bias, fragments, row_scale, row_bias, m)

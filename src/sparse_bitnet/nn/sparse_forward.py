@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparse_bitnet.formats.windows import lift_activation, lift_obstacle, lifted_width
+from sparse_bitnet.formats.windows import lift_obstacle, lifted_width
 from sparse_bitnet.kernels.dequantize_fragments import dequantize_fragments
 from sparse_bitnet.kernels.quantize_activation import fake_quantize_activation
 from sparse_bitnet.kernels.quantize_lifted import quantize_and_lift
@@ -25,7 +25,6 @@ from sparse_bitnet.kernels.sparse_product import (
 )
 from sparse_bitnet.kernels.timing import milliseconds
 from sparse_bitnet.kernels.weight_fragments import empty_fragments, write_fragments
-from sparse_bitnet.numerics.activation import quantize_activation
 from sparse_bitnet.numerics.ste import activation_gradient, latent_weight_gradient
 from sparse_bitnet.numerics.ternary import Parts
 from sparse_bitnet.recipe import Recipe
@@ -34,9 +33,6 @@ Shape = tuple[int, int]  # [O, I]
 
 REPEATS = 10
 WORTHWHILE_GAIN = 1.2  # steps of 1.5B and 3B shapes, at 2:4 and 6:8, were no slower for what gained as much, on an H100
-WIDEST_FUSED = 4096
-"""Up to this width torch.compile sees the quantisation of activations as plain mathematics: it fuses it with the norm
-before, and does it once for the layers that share x. It reads wider tokens twice, so these have their own kernel."""
 
 
 def sparse_forward_obstacle(recipe: Recipe, shape: Shape) -> str | None:
@@ -90,12 +86,7 @@ class _SparseLinear(torch.autograd.Function):
         parts: Parts,
         dtype: torch.dtype,
     ) -> Tensor:
-        m = recipe.pattern.m
-        if torch.compiler.is_compiling() and x.shape[-1] <= WIDEST_FUSED:
-            codes, scale = quantize_activation(x, recipe.activations)
-            lifted = lift_activation(codes, m).contiguous()
-        else:
-            lifted, scale, codes = quantize_and_lift(x, recipe.activations, m)
+        lifted, scale, codes = quantize_and_lift(x, recipe.activations, recipe.pattern.m)
         ctx.save_for_backward(codes, scale, weight, fragments, row_scale)
         ctx.recipe, ctx.parts, ctx.dtype = recipe, parts, dtype
         ctx.x_dtype, ctx.bias_dtype = x.dtype, None if bias is None else bias.dtype

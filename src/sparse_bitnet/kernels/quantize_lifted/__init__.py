@@ -10,10 +10,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from sparse_bitnet.formats.windows import WINDOW, lifted_width
+from sparse_bitnet.formats.windows import WINDOW, lift_activation, lifted_width
 from sparse_bitnet.kernels.dispatch import Backend, Operator
+from sparse_bitnet.numerics.activation import quantize_activation
 from sparse_bitnet.recipe import Activations
 
+WIDEST_FUSED, FEW_TOKENS = 4096, 64
 OPERATOR = Operator(
     __name__,
     (Backend("gpu_cuda", needs=("cuda.bindings",)), Backend("gpu_triton", needs=("triton",)), Backend("reference")),
@@ -25,13 +27,20 @@ def quantize_lifted(x: Tensor, activations: Activations, m: int) -> tuple[Tensor
 
     m = 4 is no lift at all. Without gradient.
     """
-    lifted, scale, _ = _quantize_lifted(x, activations, m, False)
+    lifted, scale, _ = quantize_and_lift(x, activations, m, keep=False)
     return lifted, scale
 
 
-def quantize_and_lift(x: Tensor, activations: Activations, m: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The same, and the codes [..., I] before the lift, which a backward pass needs."""
-    lifted, scale, codes = _quantize_lifted(x, activations, m, True)
+def quantize_and_lift(x: Tensor, activations: Activations, m: int, keep: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, and the codes [..., I] before the lift, which a backward pass needs; they mean nothing without `keep`.
+
+    torch.compile sees plain mathematics where that is the faster: it fuses it with the norm before, and does it once
+    for the layers that share x. Where tokens are wide it reads them twice, so many wide ones have their own kernel.
+    """
+    if torch.compiler.is_compiling() and (x.shape[-1] <= WIDEST_FUSED or x.numel() <= FEW_TOKENS * x.shape[-1]):
+        codes, scale = quantize_activation(x, activations)
+        return lift_activation(codes, m).contiguous(), scale, codes
+    lifted, scale, codes = _quantize_lifted(x, activations, m, keep)
     return lifted, scale, lifted if m == WINDOW else codes
 
 
