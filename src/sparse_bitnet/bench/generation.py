@@ -119,7 +119,7 @@ def _decode(bench: GenerationBench, model: PreTrainedModel, batch: int, device: 
     one_launch = work.step_in_one_launch()
     with attention(model, GROUPED if bench.attention == GROUPED_OPTION else bench.attention):
         if isinstance(one_launch, str):
-            step = _compiled(bench, work.greedy(work.step), device)
+            step = _compiled(bench, model, work.greedy(work.step))
         else:
             step = work.greedy(one_launch)
         likeness = check_likeness(step().clone(), expected)
@@ -140,7 +140,7 @@ def _prefill(bench: GenerationBench, model: PreTrainedModel, tokens: int, device
     with by_reference(model):
         expected = work.read(prompt)
     _forget(device)
-    read = _compiled(bench, lambda: work.read(prompt), device)
+    read = _compiled(bench, model, lambda: work.read(prompt))
     likeness = check_likeness(read().clone(), expected)
     ms = milliseconds(read, bench.repeats, device)
     row = {"ms": ms, "tokens_per_second": 1e3 * tokens / ms, "likeness": likeness, "peak_bytes": _peak(device)}
@@ -152,10 +152,11 @@ def _prompt(bench: GenerationBench, batch: int, tokens: int, device: torch.devic
     return torch.randint(bench.vocabulary, (batch, tokens), generator=generator).to(device)
 
 
-def _compiled(bench: GenerationBench, run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
-    if device.type != "cuda":
+def _compiled(bench: GenerationBench, model: PreTrainedModel, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    if model.device.type != "cuda":
         return run
-    options = COMPILE_OPTIONS | dict.fromkeys(bench.inductor, True)
+    is_packed = any(isinstance(module, PackedLinear) for module in model.modules())
+    options = dict.fromkeys(bench.inductor, True) | (COMPILE_OPTIONS if is_packed else {})
     return torch.compile(run, fullgraph=True, dynamic=False, options=options)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_bitnet.formats import i2
+from sparse_bitnet.formats.windows import WINDOW
 from sparse_bitnet.kernels.packed_linear import PackedLayout, packed_linear
 from sparse_bitnet.kernels.packed_sums import is_fused, packed_linear_of_sums
 from sparse_bitnet.kernels.quantize_lifted import quantize_lifted
@@ -60,7 +61,9 @@ class FastWeight:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [..., I] -> y [..., O] in x's dtype. Without gradient."""
-        return self.multiply_sparse(x) if x.numel() >= self.sparse_from * x.shape[-1] else self.multiply_packed(x)
+        if x.numel() < self.sparse_from * x.shape[-1] or (is_fused(x) and self.m != WINDOW):
+            return self.multiply_packed(x)  # compiled, a lift would be a launch of its own, and is none where m = 4
+        return self.multiply_sparse(x)
 
     def multiply_packed(self, x: Tensor) -> Tensor:
         if is_fused(x):

@@ -1,8 +1,8 @@
 """For torch.compile: `packed_linear` for few tokens of which the product alone is an operator.
 
 Quantisation and scaling are plain mathematics there, which the compiler joins to what stands before and behind. So all
-between two products is one kernel: scales, residual, norm, and quantisation for the next product. It takes one option,
-COMPILE_OPTIONS, for the codes to be written in planes by that kernel, instead of by one more.
+between two products is one kernel: scales, residual, norm, and quantisation for the next product. With COMPILE_OPTIONS
+it is: they let that kernel write codes in planes, and look for the largest value of a wide token by itself.
 
 Shapes: T tokens, O out_features, I in_features, B bytes a row, S splits.
 """
@@ -20,7 +20,7 @@ from sparse_bitnet.kernels.packed_linear import PackedLayout
 from sparse_bitnet.numerics.activation import quantize_activation
 
 OPERATOR = Operator(__name__, (Backend("gpu_triton", needs=("triton",)), Backend("reference")))
-COMPILE_OPTIONS = {"triton.tiling_prevents_reduction_fusion": False}
+COMPILE_OPTIONS = {"triton.tiling_prevents_reduction_fusion": False, "split_reductions": False}
 MOST_TOKENS = 64
 
 

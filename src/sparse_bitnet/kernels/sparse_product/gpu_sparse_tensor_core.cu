@@ -19,7 +19,6 @@
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-constexpr int WARPGROUPS = 2;  // that multiply
 constexpr int ROW_BLOCKS = 2;  // that share tokens
 constexpr int CLUSTER = ROW_BLOCKS * SPLITS;  // blocks
 constexpr int ROWS = 64;       // of the weight, a warpgroup

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparse_bitnet.kernels import cuda_device
 from sparse_bitnet.kernels.sparse_product import COLUMNS_MULTIPLE, ROWS_MULTIPLE, SparseWeight
-from sparse_bitnet.kernels.sparse_product.tiling import ROW_BLOCKS, THREADS, TILINGS, Tiling, best_tiling
+from sparse_bitnet.kernels.sparse_product.tiling import ROW_BLOCKS, TILINGS, Tiling, best_tiling
 
 SOURCE = Path(__file__).with_suffix(".cu")
 MOST_COLUMNS = 65536  # half of them not 0, times 128, are at most 2^22
@@ -52,7 +52,7 @@ def run(
     )
     with torch.cuda.device_of(codes):
         plan.kernel.launch(
-            plan.blocks, THREADS, maps,
+            plan.blocks, plan.tiling.threads, maps,
             fragments.data_ptr(), token_scale.data_ptr(), row_scale.data_ptr(), 0 if bias is None else bias.data_ptr(),
             scales, tokens, weight.out_features, groups, stages, plan.row_tiles, plan.token_tiles,
         )  # fmt: skip

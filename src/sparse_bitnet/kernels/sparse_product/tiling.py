@@ -1,6 +1,6 @@
 """How the result of a sparse product is cut among the multiprocessors of a GPU.
 
-Two blocks of threads, of BLOCK_ROWS rows each, have a tile of `tokens` in common. Where few tiles would leave
+Two blocks of threads have a tile of `tokens` in common. Where few tiles would leave
 multiprocessors idle, `splits` such pairs share one, each with a part of the lifted columns. Of all ways that one is
 taken that is reckoned to take the least time.
 
@@ -14,10 +14,7 @@ from dataclasses import dataclass
 
 from sparse_bitnet.formats.fragments import COLUMNS, INSTRUCTIONS, ROWS
 
-WARPGROUPS = 2  # of a block, that multiply
 ROW_BLOCKS = 2
-BLOCK_ROWS = WARPGROUPS * ROWS
-THREADS = 128 * WARPGROUPS + 32
 DEPTH = COLUMNS * INSTRUCTIONS
 SHARED_BYTES = {1: 227 * 1024, 2: 113 * 1024}  # that a block of Hopper can have, by blocks of a multiprocessor
 MOST_STAGES = 16
@@ -25,14 +22,27 @@ MOST_STAGES = 16
 # Nanoseconds of a block, fitted on an H100 to products of 6 shapes with 128 to 2,048 tokens by every tiling; some of
 # their times are in tests/kernels/test_tiling.py.
 STAGE_NS, STAGE_NS_OF_TOKEN = {256: 160, 128: 160, 64: 100}, 1.1
+SHARED_STAGE_NS = 60  # more, where a multiprocessor runs two blocks
 RESULT_NS_OF_TOKEN = 12
 EXCHANGE_NS, EXCHANGE_NS_OF_TOKEN = {256: 1000, 128: 1000, 64: 0}, 30
 
 
 @dataclass(frozen=True)
 class Tiling:
+    """warpgroups: of a block, that multiply 64 rows each."""
+
     tokens: int
     splits: int = 1
+    warpgroups: int = 2
+
+    @property
+    def block_rows(self) -> int:
+        return self.warpgroups * ROWS
+
+    @property
+    def threads(self) -> int:
+        """Of a block: another warp loads."""
+        return 128 * self.warpgroups + 32
 
     @property
     def cluster(self) -> int:
@@ -42,7 +52,7 @@ class Tiling:
     @property
     def blocks_at_once(self) -> int:
         """That a multiprocessor runs."""
-        return 2 if self.tokens == 64 and self.splits == 1 else 1
+        return 2 if self == Tiling(64) else 1
 
     @property
     def together(self) -> int:
@@ -63,23 +73,23 @@ class Tiling:
     def definitions(self) -> dict[str, int]:
         """For the preprocessor of the kernel."""
         return {
-            "TOKENS": self.tokens, "SPLITS": self.splits, "STAGES": self.stages, "TOGETHER": self.together,
-            "BLOCKS_AT_ONCE": self.blocks_at_once,
+            "TOKENS": self.tokens, "SPLITS": self.splits, "WARPGROUPS": self.warpgroups, "STAGES": self.stages,
+            "TOGETHER": self.together, "BLOCKS_AT_ONCE": self.blocks_at_once,
         }  # fmt: skip
 
     @property
     def _before_stages(self) -> int:
-        barriers_and_factors = 1024 + WARPGROUPS * self.tokens * 8
-        results = BLOCK_ROWS * self.tokens // self.splits * 2
+        barriers_and_factors = 1024 + self.warpgroups * self.tokens * 8
+        results = self.block_rows * self.tokens // self.splits * 2
         return 1024 * -(-barriers_and_factors // 1024) + results
 
     @property
     def _stage_bytes(self) -> int:
-        return self.tokens * DEPTH + BLOCK_ROWS * DEPTH // 4
+        return self.tokens * DEPTH + self.block_rows * DEPTH // 4
 
     def tiles(self, groups: int, tokens: int) -> tuple[int, int]:
         """Of rows, and of tokens."""
-        return -(-groups * ROWS // (ROW_BLOCKS * BLOCK_ROWS)), -(-tokens // self.tokens)
+        return -(-groups * ROWS // (ROW_BLOCKS * self.block_rows)), -(-tokens // self.tokens)
 
     def nanoseconds(self, groups: int, stages: int, tokens: int, at_once: int) -> float:
         """About how long a product takes, of whose tiles `at_once` are worked on at a time.
@@ -89,14 +99,15 @@ class Tiling:
         """
         row_tiles, token_tiles = self.tiles(groups, tokens)
         own_tokens = self.tokens / self.splits
-        tile = -(-stages // self.splits) * (STAGE_NS[self.tokens] + STAGE_NS_OF_TOKEN * self.tokens)
+        stage = STAGE_NS[self.tokens] + STAGE_NS_OF_TOKEN * self.tokens + SHARED_STAGE_NS * (self.blocks_at_once - 1)
+        tile = -(-stages // self.splits) * stage
         tile += RESULT_NS_OF_TOKEN * own_tokens
         if self.splits > 1:
             tile += EXCHANGE_NS[self.tokens] + EXCHANGE_NS_OF_TOKEN * (self.tokens - own_tokens)
         return -(-row_tiles * token_tiles // at_once) * tile
 
 
-TILINGS = tuple(Tiling(tokens, splits) for tokens in (256, 128, 64) for splits in (1, 2, 4))
+TILINGS = (*(Tiling(tokens, splits) for tokens in (256, 128, 64) for splits in (1, 2, 4)), Tiling(64, warpgroups=3))
 
 
 def best_tiling(groups: int, stages: int, tokens: int, at_once: Mapping[Tiling, int]) -> Tiling:
