@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from statistics import median
+from typing import Any
 
 from fenced import ROOT
-from sparse_bitnet.kernels.sparse_product.tiling import BLOCK_ROWS, DEPTH, TILINGS, WARPGROUPS
+from sparse_bitnet.kernels.sparse_product.tiling import DEPTH, TILINGS
 from sparse_bitnet.nn.sparse_forward import WORTHWHILE_GAIN
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -163,9 +164,9 @@ def test_the_speeds_on_a_gpu_are_those_of_the_result_files() -> None:
     rival = [row["times_cusparselt"] for row in many]
     assert f"cuSPARSELt takes {min(rival):.2f} to {max(rival):.2f} times our time" in told
     tiling = TILINGS[0]  # of 256 tokens, whole
-    operands = 2 * WARPGROUPS * tiling.tokens * DEPTH // 2  # bytes that instructions of half the columns read
-    passing = tiling.tokens * DEPTH + 2 * BLOCK_ROWS * DEPTH // 4  # written, and fragments read
-    cycles, needed = (operands + passing) / 128, WARPGROUPS * 64 * tiling.tokens * DEPTH * 2 / 16384
+    operands = 2 * tiling.warpgroups * tiling.tokens * DEPTH // 2  # bytes that instructions of half the columns read
+    passing = tiling.tokens * DEPTH + 2 * tiling.block_rows * DEPTH // 4  # written, and fragments read
+    cycles, needed = (operands + passing) / 128, tiling.warpgroups * 64 * tiling.tokens * DEPTH * 2 / 16384
     kib = f"read {operands // 1024} KiB of activations from it, and {passing // 1024} KiB of activations and fragments"
     assert kib in told
     assert f"{cycles:.0f} cycles at 128 bytes each, where the multiplications take {needed:.0f}" in told
@@ -196,6 +197,17 @@ def test_the_speeds_of_whole_models_on_a_gpu_are_those_of_the_result_files() -> 
     assert step["kernels"][0]["kernel"] == "decoder_step"
     assert f"Layers take {layers:.2f} of {step['ms']:.2f} ms, the head, which is bf16 in both, {head:.2f}." in told
     assert f"would take {1e3 * two['memory'][1]['linears_bytes'] / 4.8e12:.2f} ms by the data sheet" in told
+    dense, two, six = RESULTS["generation-3b-64-h100"]["decode"]
+    assert f"takes {two['ms']:.2f} ms with them, beside {dense['ms']:.2f} ms, {two['times_dense']:.2f} times" in told
+    products = of_layer(six, "^_multiply"), of_layer(two, "^sparse_product")
+    assert f"6:8 lost by it, {six['times_dense']:.2f}: its products took {products[0]:.1f} us a layer" in told
+    assert f"less than the sparse ones of 2:4, {products[1]:.1f}," in told
+    assert f"took {of_layer(six, 'silu'):.1f} us instead of {of_layer(two, 'silu'):.1f}." in told
+
+
+def of_layer(row: dict[str, Any], name: str) -> float:
+    """Microseconds that a layer spends in the kernels of that name."""
+    return sum(1e3 * kernel["ms"] / 36 for kernel in row["kernels"] if re.search(name, kernel["kernel"]))
 
 
 def test_the_speeds_on_a_cpu_are_those_of_the_result_file() -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sparse_bitnet import _transformers_hook
 
 if TYPE_CHECKING:
+    from sparse_bitnet.kernels.packed_product import COMPILE_OPTIONS
     from sparse_bitnet.nn.acceleration import accelerate
     from sparse_bitnet.nn.packed_linear import PackedLinear
     from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "COMPILE_OPTIONS",
     "NMPattern",
     "PackedLinear",
     "Recipe",
@@ -41,6 +43,7 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "COMPILE_OPTIONS": "kernels.packed_product",
     "NMPattern": "recipe",
     "PackedLinear": "nn.packed_linear",
     "Recipe": "recipe",

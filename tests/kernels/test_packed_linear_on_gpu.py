@@ -17,8 +17,7 @@ from torch import Tensor
 from sparse_bitnet.formats import i2
 from sparse_bitnet.kernels.dispatch import FORCE_VARIABLE
 from sparse_bitnet.kernels.packed_linear import OPERATOR, PackedLayout, packed_linear, reference
-from sparse_bitnet.kernels.packed_sums import packed_sums
-from sparse_bitnet.kernels.packed_sums import reference as sums_reference
+from sparse_bitnet.kernels.packed_product import quantize_and_multiply
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -69,14 +68,16 @@ def test_equals_the_reference(tokens: int, shape: tuple[int, int]) -> None:
 @gpu
 @pytest.mark.parametrize("tokens", [1, 3, 9, 64])
 @pytest.mark.parametrize("shape", [(1, 1), (7, 66), (70, 600), (3, 4096)], ids=str)
-def test_sums_alone_equal_the_reference(tokens: int, shape: tuple[int, int]) -> None:
-    """In splits, which add up to it."""
-    weight = packed(*shape)
-    codes = torch.randint(-128, 128, (tokens, weight.shape[1], 4, 1), dtype=torch.int8, device=DEVICE)
-    expected = sums_reference.run(codes, weight).sum(0)
-    for order in (torch.contiguous_format, torch.channels_last):
-        found = packed_sums(codes.contiguous(memory_format=order), weight)
-        assert torch.equal(found.sum(0), expected)
+def test_quantised_by_plain_operations_the_product_is_the_same(tokens: int, shape: tuple[int, int]) -> None:
+    weight, scale, bias = packed(*shape), torch.rand(1, device=DEVICE), torch.randn(shape[0], device=DEVICE)
+    arguments = (
+        torch.randn(tokens, shape[1], device=DEVICE),
+        weight,
+        scale,
+        bias,
+        PackedLayout("i2", shape[1], "int8"),
+    )
+    assert torch.equal(quantize_and_multiply(*arguments), reference.run(*arguments))
 
 
 @runs

@@ -49,7 +49,7 @@ def test_compiled_the_product_alone_is_an_operator_and_all_is_the_layer(recipe: 
         return graph.forward
 
     assert torch.equal(torch.compile(fast, backend=keep, fullgraph=True)(x), layer(x))
-    assert "packed_sums" in graphs[0].code and "packed_linear" not in graphs[0].code
+    assert "packed_product" in graphs[0].code and "packed_linear" not in graphs[0].code
     many = torch.randn(65, layer.in_features)
     assert torch.equal(torch.compile(fast, backend=keep, fullgraph=True)(many), layer(many))
     assert "packed_linear" in graphs[1].code

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from sparse_bitnet.bench.checks import by_reference, check_layers, check_likeness
 from sparse_bitnet.bench.timing import kernel_times
 from sparse_bitnet.engine.cuda_graphs import GROUPED, PLACES, Sequences, attention
-from sparse_bitnet.kernels.packed_sums import COMPILE_OPTIONS
+from sparse_bitnet.kernels.packed_product import COMPILE_OPTIONS
 from sparse_bitnet.kernels.timing import milliseconds
 from sparse_bitnet.nn.acceleration import accelerate
 from sparse_bitnet.nn.packed_linear import PackedLinear
@@ -156,7 +156,7 @@ def _compiled(bench: GenerationBench, model: PreTrainedModel, run: Callable[[], 
     if model.device.type != "cuda":
         return run
     is_packed = any(isinstance(module, PackedLinear) for module in model.modules())
-    options = dict.fromkeys(bench.inductor, True) | (COMPILE_OPTIONS if is_packed else {})
+    options = (COMPILE_OPTIONS if is_packed else {}) | dict.fromkeys(bench.inductor, True)
     return torch.compile(run, fullgraph=True, dynamic=False, options=options)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sparse_bitnet.formats import i2
 from sparse_bitnet.formats.windows import WINDOW
 from sparse_bitnet.kernels.packed_linear import PackedLayout, packed_linear
-from sparse_bitnet.kernels.packed_sums import is_fused, packed_linear_of_sums
+from sparse_bitnet.kernels.packed_product import is_fused, quantize_and_multiply
 from sparse_bitnet.kernels.quantize_lifted import quantize_lifted
 from sparse_bitnet.kernels.sparse_product import sparse_product
 from sparse_bitnet.kernels.timing import milliseconds
@@ -67,7 +67,7 @@ class FastWeight:
 
     def multiply_packed(self, x: Tensor) -> Tensor:
         if is_fused(x):
-            return packed_linear_of_sums(x, self.packed, self.row_scale, self.bias, self.layout)
+            return quantize_and_multiply(x, self.packed, self.scale, self.bias, self.layout)
         return packed_linear(x, self.packed, self.scale, self.bias, self.layout)
 
     def multiply_sparse(self, x: Tensor) -> Tensor:

@@ -21,7 +21,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
-from typing import Any
 
 import torch
 import triton
@@ -41,6 +40,7 @@ from sparse_bitnet.kernels.quantize_activation.gpu_triton import (
     settings,
     token_scale,
 )
+from sparse_bitnet.numerics.ternary import Parts
 
 MANY_ROWS = 8192  # that fill a GPU without splitting columns
 MOST_TOKENS_IN_WORDS = {False: 4, True: 2}  # by whether there are many rows
@@ -127,54 +127,44 @@ def run_tile(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, layo
     parts = quantized_parts(tokens, width)
     sums = torch.empty(parts, tokens, dtype=torch.int32, device=x.device)
     scales = torch.empty(tokens, dtype=torch.float32, device=x.device)
-    options = _options(x.device, ENDS=tuple(accumulate(layout.parts)), SUMS=parts)
-    rest = (y, sums, scales, scale.float().contiguous(), None if bias is None else bias.contiguous(), tokens, rows)
     with torch.cuda.device_of(x):
         _quantize[(tokens, parts)](
-            x, codes, sums, scales, width, row_bytes, OVERLAPS=options["OVERLAPS"], PARTS=parts,
+            x, codes, sums, scales, width, row_bytes, OVERLAPS=_overlap(x.device), PARTS=parts,
             PART=min(LARGEST_BLOCK, max(4, triton.next_power_of_2(triton.cdiv(width, parts)))),
             **settings(max(4, width), layout.activations, most_warps=32),
         )  # fmt: skip
-        partial = y if tile.splits == 1 else x.new_empty(tile.splits, tokens, rows, dtype=torch.int32)
-        _multiply(codes, weight, partial, rest, tile, options)
-        if tile.splits > 1:
-            grid = (triton.cdiv(rows, FINISHED_ROWS), tokens)
-            _finish_splits[grid](partial, *rest, SPLITS=tile.splits, ROWS=FINISHED_ROWS, num_warps=4, **options)
+    multiply(codes, sums, scales, weight, scale, bias, layout.parts, y, tile)
     return y
 
 
-def multiply(codes: Tensor, weight: Tensor, parts: Tensor, tile: Tile) -> None:
-    """codes [T, 4, B] int8 in planes, weight [O, B] -> parts [S, T, O] int32, whose sum is that of the products of
-    codes with the weight's codes + 1; S are the tile's splits."""
-    _, tokens, rows = parts.shape
-    rest = (parts, None, None, None, None, tokens, rows)
-    with torch.cuda.device_of(codes):
-        _multiply(codes, weight, parts, rest, tile, _options(codes.device, ENDS=(), SUMS=1))
-
-
-def _multiply(
-    codes: Tensor, weight: Tensor, partial: Tensor, rest: tuple[Any, ...], tile: Tile, options: dict[str, Any]
-) -> None:
-    """`partial` is y where there are no splits; `rest` begins with y and is what the kernels take behind it."""
-    *_, tokens, rows = rest
-    row_bytes = weight.shape[1]
+def multiply(
+    codes: Tensor, sums: Tensor, scales: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None,
+    parts: Parts, y: Tensor, tile: Tile,
+) -> None:  # fmt: skip
+    """Write y [..., O] from codes [T, 4, B] int8 in planes, sums [parts of a token, T] int32 and scales [T] fp32."""
+    (tokens, _, row_bytes), rows = codes.shape, len(weight)
+    overlap = _overlap(codes.device)
+    epilogue = {
+        "ENDS": tuple(accumulate(parts)), "SUMS": len(sums), "OVERLAPS": overlap, "enable_fp_fusion": False,
+        **({"launch_pdl": True} if overlap else {}),
+    }  # fmt: skip
+    rest = (y, sums, scales, scale.float().contiguous(), None if bias is None else bias.contiguous(), tokens, rows)
     grid = (triton.cdiv(rows, tile.rows), triton.cdiv(tokens, tile.tokens), tile.splits)
-    if tile.words:
-        _multiply_words[grid[:2]](
-            codes.view(torch.int32), weight.view(torch.int32), *rest, WORDS=row_bytes // 4, TOKENS=tile.tokens,
-            ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.warps, **options,
-        )  # fmt: skip
-    else:
+    with torch.cuda.device_of(codes):
+        if tile.words:
+            _multiply_words[grid[:2]](
+                codes.view(torch.int32), weight.view(torch.int32), *rest, WORDS=row_bytes // 4, TOKENS=tile.tokens,
+                ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.warps, **epilogue,
+            )  # fmt: skip
+            return
+        partial = y if tile.splits == 1 else y.new_empty(tile.splits, tokens, rows, dtype=torch.int32)
         _multiply_bytes[grid](
             codes, weight.view(torch.int8), partial, *rest, BYTES=row_bytes, TOKENS=tile.tokens, ROWS=tile.rows,
-            BLOCK=tile.block, SPLITS=tile.splits, num_warps=tile.warps, num_stages=tile.stages, **options,
+            BLOCK=tile.block, SPLITS=tile.splits, num_warps=tile.warps, num_stages=tile.stages, **epilogue,
         )  # fmt: skip
-
-
-def _options(device: torch.device, **definitions: Any) -> dict[str, Any]:
-    """How all launches but the first are made."""
-    overlap = _overlap(device)
-    return definitions | {"OVERLAPS": overlap, "enable_fp_fusion": False, **({"launch_pdl": True} if overlap else {})}
+        if tile.splits > 1:
+            grid = (triton.cdiv(rows, FINISHED_ROWS), tokens)
+            _finish_splits[grid](partial, *rest, SPLITS=tile.splits, ROWS=FINISHED_ROWS, num_warps=4, **epilogue)
 
 
 @cache
@@ -231,6 +221,7 @@ def _multiply_words(
     codes += token.to(tl.int64)[:, None] * 4 * WORDS
     ahead = tl.load(weight + column[None, :], mask=is_row & (column < WORDS)[None, :], other=0)
     if OVERLAPS:
+        gdc_launch_dependents()
         gdc_wait()
     even = tl.zeros([TOKENS, ROWS, BLOCK // 4], tl.int32)  # planes 0 and 2
     odd = tl.zeros([TOKENS, ROWS, BLOCK // 4], tl.int32)  # planes 1 and 3, four times their sum
@@ -331,6 +322,7 @@ def _finish_splits(
 ):  # fmt: skip
     row, token = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) + tl.arange(0, 1)
     if OVERLAPS:
+        gdc_launch_dependents()
         gdc_wait()
     total = tl.zeros([1, ROWS], tl.int32)
     for split in tl.static_range(SPLITS):
@@ -343,24 +335,17 @@ def _finish_splits(
 def _finish(
     total, y, sums, scales, scale, bias, token, tokens, row, rows, ENDS: tl.constexpr, SUMS: tl.constexpr
 ):  # fmt: skip
-    """y of total [T, R], the products of q with codes + 1; part p of a period of rows ends before ENDS[p].
-
-    Without scales, y is to be the total itself.
-    """
+    """y of total [T, R], the products of q with codes + 1; part p of a period of rows ends before ENDS[p]."""
+    offset = tl.load(sums + token, mask=token < tokens, other=0)
+    for i in tl.static_range(1, SUMS):
+        offset += tl.load(sums + i * tokens + token, mask=token < tokens, other=0)
+    of_token = tl.load(scales + token, mask=token < tokens, other=1.0)[:, None]
+    part = tl.zeros_like(row)
+    for i in tl.static_range(len(ENDS)):
+        part += (row % ENDS[len(ENDS) - 1] >= ENDS[i]).to(tl.int32)
+    of_row = tl.load(scale + part)[None, :]
+    value = (total - offset[:, None]).to(tl.float32) * tl.div_rn(of_row, of_token)
+    if bias is not None:
+        value += tl.load(bias + row, mask=row < rows, other=0.0).to(tl.float32)[None, :]
     place = y + token.to(tl.int64)[:, None] * rows + row[None, :]
-    mask = (token < tokens)[:, None] & (row < rows)[None, :]
-    if scales is None:
-        tl.store(place, total, mask=mask)
-    else:
-        offset = tl.load(sums + token, mask=token < tokens, other=0)
-        for i in tl.static_range(1, SUMS):
-            offset += tl.load(sums + i * tokens + token, mask=token < tokens, other=0)
-        of_token = tl.load(scales + token, mask=token < tokens, other=1.0)[:, None]
-        part = tl.zeros_like(row)
-        for i in tl.static_range(len(ENDS)):
-            part += (row % ENDS[len(ENDS) - 1] >= ENDS[i]).to(tl.int32)
-        of_row = tl.load(scale + part)[None, :]
-        value = (total - offset[:, None]).to(tl.float32) * tl.div_rn(of_row, of_token)
-        if bias is not None:
-            value += tl.load(bias + row, mask=row < rows, other=0.0).to(tl.float32)[None, :]
-        tl.store(place, value.to(y.dtype.element_ty), mask=mask)
+    tl.store(place, value.to(y.dtype.element_ty), mask=(token < tokens)[:, None] & (row < rows)[None, :])

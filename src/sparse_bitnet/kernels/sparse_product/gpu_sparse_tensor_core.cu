@@ -1,6 +1,7 @@
 // The sparse product on Hopper's tensor cores. Compiled at run time by NVRTC, which defines RESULT (bf16 or f16), PER_ROW
 // (whether each row has a scale and a bias of its own, or all have one scale and none a bias), and what tiling.py tells:
-// TOKENS of a tile (128 or 256), SPLITS of the lifted columns, STAGES in flight.
+// TOKENS of a tile (64, 128 or 256), SPLITS of the lifted columns, WARPGROUPS of a block, STAGES in flight, how many of
+// them a warpgroup multiplies TOGETHER, and the BLOCKS_AT_ONCE of a multiprocessor.
 //
 // y[t, o] = (sum over k of q[t, k] * codes[o, k]) * row_scale[o] / token_scale[t] + bias[o]
 //
@@ -9,8 +10,11 @@
 // the threads unpack in registers. What bounds a sparse product is shared memory: the tensor cores read 128 bytes of
 // activations a cycle, all that it gives, and whatever is written there comes on top. Hence the large tile of 256 tokens
 // wherever it leaves no multiprocessor idle, which two warpgroups multiply with 64 rows each, and the fragments, which
-// are an eighth of its activations. A third role, one warp, loads: ROW_BLOCKS blocks share their tokens, each loading
+// are an eighth of its activations. Another role, one warp, loads: ROW_BLOCKS blocks share their tokens, each loading
 // its part of them for all.
+//
+// Few tokens are bound by memory instead, and by what it takes to begin: a small tile leaves room for many stages in
+// flight, whose weights are asked for before the launch that writes the activations has ended.
 //
 // Where few tiles would leave multiprocessors idle, SPLITS such pairs of blocks share a tile: each sums a part of the lifted
 // columns, hands its sums to the others through distributed shared memory, and finishes its part of the tokens. Integers

@@ -1,8 +1,7 @@
 """How the result of a sparse product is cut among the multiprocessors of a GPU.
 
-Two blocks of threads have a tile of `tokens` in common. Where few tiles would leave
-multiprocessors idle, `splits` such pairs share one, each with a part of the lifted columns. Of all ways that one is
-taken that is reckoned to take the least time.
+Two blocks of threads have a tile of `tokens` in common. Where few tiles would leave multiprocessors idle, `splits` such
+pairs share one, each with a part of the lifted columns. Of all ways that is taken which is reckoned to be the fastest.
 
 Shapes: G groups of 64 rows, S stages of 128 lifted columns (formats/fragments.py), T tokens.
 """
@@ -19,7 +18,7 @@ DEPTH = COLUMNS * INSTRUCTIONS
 SHARED_BYTES = {1: 227 * 1024, 2: 113 * 1024}  # that a block of Hopper can have, by blocks of a multiprocessor
 MOST_STAGES = 16
 
-# Nanoseconds of a block, fitted on an H100 to products of 6 shapes with 128 to 2,048 tokens by every tiling; some of
+# Nanoseconds of a block, fitted on an H100 to products of 6 shapes with 64 to 2,048 tokens by every tiling; some of
 # their times are in tests/kernels/test_tiling.py.
 STAGE_NS, STAGE_NS_OF_TOKEN = {256: 160, 128: 160, 64: 100}, 1.1
 SHARED_STAGE_NS = 60  # more, where a multiprocessor runs two blocks
