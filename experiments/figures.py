@@ -105,8 +105,9 @@ def bits_and_perplexity(scale: Scale, results: Results) -> Figure | None:
         axes.errorbar(point.stored_bits, average.mean, average.deviation, fmt=marker, color=colour, markersize=5)
         label = f"{point.pattern}{' + residual' if point.residual else ''}"
         axes.annotate(
-            label, (point.least_bits, average.mean), (0, 5), textcoords="offset points", fontsize=7, ha="center"
-        )
+            label, (point.least_bits, average.mean), (0, 5 if point.values == "ternary" else -12),
+            textcoords="offset points", fontsize=7, ha="center",
+        )  # fmt: skip
     for bits, line, label in (
         (frontier.stored_bits, "--", "frontier, as stored"),
         (frontier.least_bits, ":", "frontier, by least bits"),
