@@ -33,7 +33,6 @@ def emulated_step(decoder: Decoder, blocks: int, seed: int = 0) -> Step:
     arrived = torch.zeros(1 + plan.attending, dtype=torch.int32)
 
     def step(x: Tensor, position: Tensor) -> None:
-        arrived[0] = 0
         pointers = [table, x, *room, arrived, position, decoder.cosines, decoder.sines]
         places = decoder.layers[0].keys.shape[1]
         library.launch(

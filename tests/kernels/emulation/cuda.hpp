@@ -151,6 +151,7 @@ template <typename T> Given<T> exchange(T value) {
 
 }  // namespace emulation
 
+inline void __trap() { std::abort(); }
 inline void __syncthreads() { emulation::meet(emulation::block->meeting); }
 
 template <typename T> T __shfl_xor_sync(uint32_t, T value, int other) {

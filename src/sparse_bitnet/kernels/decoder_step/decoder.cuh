@@ -8,6 +8,10 @@ constexpr int WARPS = THREADS / 32;
 constexpr int GROUP = HEADS / KV_HEADS, PARTS = (GROUP + PART - 1) / PART;  // heads that share keys, blocks for them
 constexpr int QUERIES = HEADS * HEAD, KEYS = KV_HEADS * HEAD;
 constexpr int CHUNK = 64;         // columns whose codes a thread reads at once, 16 bytes
+constexpr int MOST_ROWS = (HIDDEN + BLOCKS - 1) / BLOCKS;                 // of a block, of a matrix of HIDDEN rows
+constexpr int ABREAST = MOST_ROWS > 8 ? 16 : MOST_ROWS > 4 ? 8 : 4;       // of them, that a warp has a part of at once
+constexpr int ASIDE = 32 / ABREAST;                                       // chunks of each
+constexpr int ADDED_ROWS = (MOST_ROWS + ABREAST - 1) / ABREAST * ABREAST;
 constexpr int TEAM = 8;           // threads that attend to a position together
 constexpr int TILE = THREADS / TEAM;
 constexpr int PIECES = HEAD / 64; // of a head, eight numbers from each of which a thread of a team has
@@ -34,6 +38,8 @@ struct Shared {
     alignas(16) float squares[WARPS];
     alignas(16) u32 largest[WARPS];
     alignas(16) int sums[WARPS];
+    int products[WARPS][ADDED_ROWS];
+    float cosines[HEAD / 2], sines[HEAD / 2];  // of the token's position
     bool is_last;
 };
 
@@ -54,20 +60,26 @@ __device__ __forceinline__ float warp_sum(float value) {
     return value;
 }
 
+// Of this lane's numbers and another's: the sum of the lower ones in the first of the two lanes, of the upper ones in
+// the second.
+__device__ __forceinline__ float sum_of_two(float lower, float upper, int other) {
+    bool is_second = threadIdx.x & other;
+    return (is_second ? upper : lower) + __shfl_xor_sync(ALL, is_second ? lower : upper, other);
+}
+
 // Where all blocks meet: what each has written before it arrives is there for all behind `wait`. Between the two a
 // block may ask for what no other writes.
 struct Meeting {
-    u32 *arrived, expected;
+    u32 *arrived, before;  // its highest bit turns, and the others are 0, when the first block and all others have come
 
     __device__ __forceinline__ void arrive() {
         __syncthreads();
-        expected += gridDim.x;
-        if (threadIdx.x == 0) release_add(arrived, 1);
+        if (threadIdx.x == 0) before = release_add(arrived, blockIdx.x ? 1 : (1u << 31) - (gridDim.x - 1));
     }
 
     __device__ __forceinline__ void wait() {
         if (threadIdx.x == 0)
-            while (acquire(arrived) < expected) {}
+            while (!((acquire(arrived) ^ before) >> 31)) {}
         __syncthreads();
     }
 };

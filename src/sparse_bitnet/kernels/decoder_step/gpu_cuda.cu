@@ -36,10 +36,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) decoder_step(
     __shared__ Shared shared;
     Layer* table = (Layer*)dynamic;
     u8* memory = dynamic + ceiling(count * sizeof(Layer), 16) * 16;  // codes of the token, or what attention needs
+    Place here = {(int)*position, places};
+    if (here.position >= places) __trap();
     for (int i = threadIdx.x; i < count * sizeof(Layer) / 8; i += THREADS)
         ((u64*)table)[i] = __ldg((const u64*)layers + i);
+    if (threadIdx.x < HEAD / 2) {
+        size_t angle = (size_t)here.position * HEAD + threadIdx.x;
+        shared.cosines[threadIdx.x] = number(cosines[angle]), shared.sines[threadIdx.x] = number(sines[angle]);
+    }
     __syncthreads();
-    Place here = {(int)*position, places, cosines + *position * HEAD, sines + *position * HEAD};
     Span of_qkv(QUERIES + 2 * KEYS), of_hidden(HIDDEN), of_ffn(FFN);
     int own_qkv = of_qkv.of_warp(), own_ffn = 2 * of_ffn.of_warp();
     Meeting meeting = {arrived, 0};
@@ -132,8 +137,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) decoder_step(
             Token<FFN> token(activated);
             addition_of_ffn.multiply(memory, shared, token.quantize(memory, shared));
         }
+        if (index + 1 == count) return;
         meeting.arrive();
-        if (index + 1 < count) fetch_qkv(next);
+        fetch_qkv(next);
         meeting.wait();
     }
 }

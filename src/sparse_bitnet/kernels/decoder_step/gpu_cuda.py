@@ -72,7 +72,6 @@ def run(decoder: Decoder) -> Step:
         if x.device != device or position.device != device:
             raise ValueError(f"x is on {x.device} and position on {position.device}, and the decoder on {device}")
         with torch.cuda.device(device):
-            arrived.zero_()
             kernel.launch(
                 plan.blocks, THREADS, (), table.data_ptr(), x.data_ptr(), *pointers, position.data_ptr(), *angles,
                 len(decoder.layers), places,

@@ -10,6 +10,20 @@ __host__ __device__ constexpr int at_a_time(int rows, int columns) {
     return room < 1 ? 1 : room < own ? room : own;
 }
 
+// Products of 64 codes of a weight with two planes of the token: 0 and 1, or those of the second half. Codes of the odd
+// plane stay where they are in their byte, and count four times.
+__device__ __forceinline__ void add_products(uint4 w, int half, uint4 p, uint4 q, int& even, int& odd) {
+    if (half) w.x >>= 4, w.y >>= 4, w.z >>= 4, w.w >>= 4;
+    even = __dp4a((int)(w.x & 0x03030303), (int)p.x, even);
+    even = __dp4a((int)(w.y & 0x03030303), (int)p.y, even);
+    even = __dp4a((int)(w.z & 0x03030303), (int)p.z, even);
+    even = __dp4a((int)(w.w & 0x03030303), (int)p.w, even);
+    odd = __dp4a((int)(w.x & 0x0C0C0C0C), (int)q.x, odd);
+    odd = __dp4a((int)(w.y & 0x0C0C0C0C), (int)q.y, odd);
+    odd = __dp4a((int)(w.z & 0x0C0C0C0C), (int)q.z, odd);
+    odd = __dp4a((int)(w.w & 0x0C0C0C0C), (int)q.w, odd);
+}
+
 template <int COLUMNS, int COUNT> struct Rows {
     static constexpr int CHUNKS = COLUMNS / CHUNK, EACH = ceiling(CHUNKS, 32);
     uint4 words[COUNT][EACH];
@@ -41,7 +55,7 @@ template <int COLUMNS, int COUNT> struct Rows {
 #pragma unroll
         for (int i = 0; i < WARPS; ++i) offset += shared.sums[i];
         for (int first = 0; first < count; first += COUNT) {
-            int even[COUNT] = {}, odd[COUNT] = {};  // of planes 0 and 2, and of 1 and 3 four times
+            int even[COUNT] = {}, odd[COUNT] = {};
 #pragma unroll
             for (int i = 0; i < EACH; ++i) {
                 int chunk = min(i * 32 + lane, CHUNKS - 1);  // beyond the last the weights are 0
@@ -49,18 +63,7 @@ template <int COLUMNS, int COUNT> struct Rows {
                 for (int half = 0; half < 2; ++half) {
                     uint4 p = codes[2 * half * CHUNKS + chunk], q = codes[(2 * half + 1) * CHUNKS + chunk];
 #pragma unroll
-                    for (int r = 0; r < COUNT; ++r) {
-                        uint4 w = words[r][i];
-                        if (half) w.x >>= 4, w.y >>= 4, w.z >>= 4, w.w >>= 4;
-                        even[r] = __dp4a((int)(w.x & 0x03030303), (int)p.x, even[r]);
-                        even[r] = __dp4a((int)(w.y & 0x03030303), (int)p.y, even[r]);
-                        even[r] = __dp4a((int)(w.z & 0x03030303), (int)p.z, even[r]);
-                        even[r] = __dp4a((int)(w.w & 0x03030303), (int)p.w, even[r]);
-                        odd[r] = __dp4a((int)(w.x & 0x0C0C0C0C), (int)q.x, odd[r]);
-                        odd[r] = __dp4a((int)(w.y & 0x0C0C0C0C), (int)q.y, odd[r]);
-                        odd[r] = __dp4a((int)(w.z & 0x0C0C0C0C), (int)q.z, odd[r]);
-                        odd[r] = __dp4a((int)(w.w & 0x0C0C0C0C), (int)q.w, odd[r]);
-                    }
+                    for (int r = 0; r < COUNT; ++r) add_products(words[r][i], half, p, q, even[r], odd[r]);
                 }
             }
             int next = first + COUNT, total = 0, mine = own(first, count);
@@ -85,34 +88,65 @@ __device__ __forceinline__ u32 bias_of(const Matrix& matrix, int row) {
     return matrix.bias ? __ldg(matrix.bias + row) : 0x8000;
 }
 
-// x += a matrix of HIDDEN rows times the token, first asked for and then multiplied.
+// x += a matrix of HIDDEN rows times the token, first asked for and then multiplied. All warps share each row of the
+// block, by columns: a code is then read from shared memory once, and not once a row.
 template <int COLUMNS> struct Addition {
+    static constexpr int CHUNKS = COLUMNS / CHUNK;
+    static constexpr int TURNS = ADDED_ROWS / ABREAST, EACH = ceiling(CHUNKS, ASIDE * WARPS), ITEMS = TURNS * EACH;
+    static constexpr int AHEAD = ceiling(ITEMS, ceiling(ITEMS, 12));  // as many as there are registers for
     const Matrix& matrix;
     u16* x;
     Span span;
-    int count;
-    Rows<COLUMNS, at_a_time(HIDDEN, COLUMNS)> rows;
-    uint2 before;  // bias and x of this lane's row, as bits
+    uint4 words[AHEAD];
+    uint2 before;  // bias and x of this thread's row, as bits
 
-    __device__ __forceinline__ const uint4* weight(int i) const {
-        return matrix.weight + (size_t)span.row(i) * (COLUMNS / CHUNK);
+    __device__ __forceinline__ int chunk(int item) const {
+        return (item % EACH * WARPS + threadIdx.x / 32) * ASIDE + threadIdx.x % 32 / ABREAST;
     }
 
-    __device__ __forceinline__ uint2 given(int i) const {
-        return i < count ? make_uint2(bias_of(matrix, span.row(i)), __ldcg(x + span.row(i))) : make_uint2(0, 0);
+    __device__ __forceinline__ void fetch(int first) {
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i) {
+            int row = span.first + (first + i) / EACH * ABREAST + threadIdx.x % ABREAST, column = chunk(first + i);
+            bool is_there = first + i < ITEMS && row < span.end && column < CHUNKS;
+            words[i] = is_there ? __ldg(matrix.weight + (size_t)row * CHUNKS + column) : make_uint4(0, 0, 0, 0);
+        }
     }
 
-    __device__ __forceinline__ Addition(const Matrix& matrix, u16* x)
-        : matrix(matrix), x(x), span(HIDDEN), count(span.of_warp()) {
-        rows.fetch(0, count, [&](int i) { return weight(i); });
-        before = given(rows.own(0, count));
+    __device__ __forceinline__ Addition(const Matrix& matrix, u16* x) : matrix(matrix), x(x), span(HIDDEN) {
+        fetch(0);
+        int row = span.first + threadIdx.x;
+        if (row < span.end) before = make_uint2(bias_of(matrix, row), __ldcg(x + row));
     }
 
-    __device__ __forceinline__ void multiply(const u8* planes, const Shared& shared, float scale) {
-        rows.multiply(
-            planes, shared, count, [&](int i) { return weight(i); }, before, [&](int i) { return given(i); },
-            [&](int i, int sum, uint2 before) {
-                if (i < count) x[span.row(i)] = bits_of(number(before.y) + scaled(sum, matrix.scale, scale, before.x));
-            });
+    __device__ __forceinline__ void multiply(const u8* planes, Shared& shared, float scale) {
+        const uint4* codes = (const uint4*)planes;
+        int even[TURNS] = {}, odd[TURNS] = {}, lane = threadIdx.x % 32, row = span.first + threadIdx.x;
+#pragma unroll
+        for (int first = 0; first < ITEMS; first += AHEAD) {
+#pragma unroll
+            for (int i = 0; i < AHEAD; ++i) {
+                if (first + i >= ITEMS) continue;
+                int turn = (first + i) / EACH, column = min(chunk(first + i), CHUNKS - 1);  // beyond, weights are 0
+#pragma unroll
+                for (int half = 0; half < 2; ++half)
+                    add_products(words[i], half, codes[2 * half * CHUNKS + column],
+                                 codes[(2 * half + 1) * CHUNKS + column], even[turn], odd[turn]);
+            }
+            if (first + AHEAD < ITEMS) fetch(first + AHEAD);
+        }
+#pragma unroll
+        for (int turn = 0; turn < TURNS; ++turn) {
+            int sum = even[turn] + (odd[turn] >> 2);
+#pragma unroll
+            for (int other = ABREAST; other < 32; other *= 2) sum += __shfl_xor_sync(ALL, sum, other);
+            if (lane < ABREAST) shared.products[threadIdx.x / 32][turn * ABREAST + lane] = sum;
+        }
+        __syncthreads();
+        if (row >= span.end) return;
+        int sum = 0;
+#pragma unroll
+        for (int i = 0; i < WARPS; ++i) sum += shared.products[i][threadIdx.x] - shared.sums[i];
+        x[row] = bits_of(number(before.y) + scaled(sum, matrix.scale, scale, before.x));
     }
 };
