@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, MixtralConfig, OlmoeConfig, PreTrainedConfig
 
-from sparse_bitnet import PackedLinear, Recipe, SparseBitLinear, convert, prepare
+from sparse_bitnet import PackedLinear, Recipe, SparseBitLinear, StepWeights, convert, prepare
 from sparse_bitnet.kernels.packed_linear.reference import integer_product
+from sparse_bitnet.nn.experts import PackedExperts
 from sparse_bitnet.nn.stored_settings import named_layers
 
 pytestmark = [
@@ -58,3 +62,39 @@ def test_training_in_bf16_keeps_fp32_masters_and_exports_the_codes_it_trained(co
     trained = {name: layer.quantize_weight()[0] for name, layer in named_layers(model)}
     for name, layer in named_layers(convert(model)):
         assert torch.equal(layer.codes(), trained[name])
+
+
+TINY = {
+    "vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
+    "num_experts_per_tok": 2,
+}  # fmt: skip
+MIXTURES = {"mixtral": MixtralConfig(**TINY, num_local_experts=4), "olmoe": OlmoeConfig(**TINY, num_experts=4)}
+
+
+@pytest.mark.parametrize("config", MIXTURES.values(), ids=MIXTURES)
+def test_a_mixture_trains_and_writes_as_on_the_cpu(config: PreTrainedConfig) -> None:
+    model = prepare(AutoModelForCausalLM.from_config(config, dtype=torch.float32), Recipe("6:8"))
+    ids = torch.randint(64, (8, 32))
+    expected = model(ids).logits
+    torch.testing.assert_close(copy.deepcopy(model).cuda()(ids.cuda()).logits.cpu(), expected, rtol=1e-3, atol=1e-3)
+    model = model.cuda()
+    step_weights = StepWeights(model, torch.bfloat16)
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=3e-3), []
+    for _ in range(60):
+        step_weights.refresh()
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(ids.cuda(), labels=ids.cuda()).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.7 * losses[0]
+    step_weights.release()
+    trained = {name: layer.quantize_weight()[0] for name, layer in named_layers(model)}
+    packed = convert(model.eval())
+    assert sum(isinstance(module, PackedExperts) for module in packed.modules()) == 2
+    for name, layer in named_layers(packed):
+        assert torch.equal(layer.codes(), trained[name])
+    on_gpu = packed(ids.cuda()).logits.cpu()
+    torch.testing.assert_close(packed.cpu()(ids).logits, on_gpu, rtol=1e-3, atol=1e-3)

@@ -1,7 +1,4 @@
-"""The layers of a packed transformers model as `kernels.decoder_step` takes them, to compute a token in one launch.
-
-Shapes: L places of the cache.
-"""
+"""The layers of a packed transformers model as `kernels.decoder_step` takes them, to compute a token in one launch."""
 
 from __future__ import annotations
 
