@@ -6,8 +6,7 @@
 #include "decoder.cuh"
 
 struct Attention {
-    float queries[PART][HEAD];
-    u16 key[HEAD], value[HEAD];  // of the token
+    u16 queries[PART][HEAD], key[HEAD], value[HEAD];  // of the token
     float2 totals[WARPS][PART];
     float sums[WARPS][PART][HEAD];
 };
@@ -105,7 +104,7 @@ struct Attending {
         int warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = first_head + warp;
         if (warp < PART && head < GROUP) {
             turn(qkv + (kv * GROUP + head) * HEAD, layer.query_norm, norm, shared,
-                 [&](int column, float number) { room.queries[warp][column] = number; });
+                 [&](int column, float number) { room.queries[warp][column] = bits_of(number); });
         } else if (end > here.position && (warp == PART || warp == PART + 1)) {
             size_t place = (size_t)here.position * HEAD;
             const u16* from = qkv + QUERIES + kv * HEAD;
@@ -120,7 +119,7 @@ struct Attending {
                     if (first_head == 0) values[place + column] = room.value[column];
                 }
         }
-        __syncthreads();
+        meet_workers();
     }
 
     __device__ __forceinline__ void run(
@@ -129,14 +128,13 @@ struct Attending {
         if (split >= splits) return;
         turn_token(room, shared, layer, qkv);
         int warp = threadIdx.x / 32, lane = threadIdx.x % 32, member = threadIdx.x % TEAM;
-        float query[PART][PIECES][8], sums[PART][PIECES][8] = {}, largest[PART], total[PART] = {};
+        uint4 query[PART][PIECES];
+        float sums[PART][PIECES][8] = {}, largest[PART], total[PART] = {};
 #pragma unroll
         for (int r = 0; r < PART; ++r) {
             largest[r] = LOWEST;
 #pragma unroll
-            for (int i = 0; i < PIECES; ++i)
-#pragma unroll
-                for (int j = 0; j < 8; ++j) query[r][i][j] = room.queries[r][i * 64 + member * 8 + j];
+            for (int i = 0; i < PIECES; ++i) query[r][i] = ((const uint4*)room.queries[r])[i * TEAM + member];
         }
         for (int tile = first; tile < end; tile += TILE) {
             int place = tile + threadIdx.x / TEAM;
@@ -149,9 +147,12 @@ struct Attending {
                 }
                 unpack(key[i], number);
 #pragma unroll
-                for (int r = 0; r < PART; ++r)
+                for (int r = 0; r < PART; ++r) {
+                    float asked[8];
+                    unpack(query[r][i], asked);
 #pragma unroll
-                    for (int j = 0; j < 8; ++j) scores[r] += query[r][i][j] * number[j];
+                    for (int j = 0; j < 8; ++j) scores[r] += asked[j] * number[j];
+                }
             }
             uint4 held[PIECES];
 #pragma unroll
@@ -199,7 +200,7 @@ struct Attending {
                 *(float2*)&room.sums[warp][r][column] = make_float2(quarter[0], quarter[1]);
             }
         }
-        __syncthreads();
+        meet_workers();
         finish(room, shared, partials + part * SPLITS, arrived + part, output + (kv * GROUP + first_head) * HEAD);
     }
 
@@ -224,12 +225,12 @@ struct Attending {
             }
         }
         if (splits == 1) return;
-        __syncthreads();
+        meet_workers();
         if (threadIdx.x == 0) {
             shared.is_last = acquire_and_release_add(arrived, 1) + 1 == splits;
             if (shared.is_last) *arrived = 0;  // for the next layer
         }
-        __syncthreads();
+        meet_workers();
         if (!shared.is_last || !is_own) return;
         float2 totals[SPLITS];
         float sums[SPLITS], most = LOWEST, total = 0, sum = 0;

@@ -41,6 +41,7 @@ struct Shared {
     int products[WARPS][ADDED_ROWS];
     float cosines[HEAD / 2], sines[HEAD / 2];  // of the token's position
     bool is_last;
+    u64 full[SLOTS], empty[SLOTS];  // barriers of the ring, see stream.cuh
 };
 
 __device__ __forceinline__ float number(u32 bits) { return __uint_as_float(bits << 16); }
@@ -73,14 +74,14 @@ struct Meeting {
     u32 *arrived, before;  // its highest bit turns, and the others are 0, when the first block and all others have come
 
     __device__ __forceinline__ void arrive() {
-        __syncthreads();
+        meet_workers();
         if (threadIdx.x == 0) before = release_add(arrived, blockIdx.x ? 1 : (1u << 31) - (gridDim.x - 1));
     }
 
     __device__ __forceinline__ void wait() {
         if (threadIdx.x == 0)
             while (!((acquire(arrived) ^ before) >> 31)) {}
-        __syncthreads();
+        meet_workers();
     }
 };
 
@@ -89,8 +90,7 @@ struct Span {
     int first, end;
     __device__ Span(int rows) : first(begin(blockIdx.x, rows)), end(begin(blockIdx.x + 1, rows)) {}
     static __device__ int begin(u32 block, int rows) { return (u64)block * rows / gridDim.x; }
-    __device__ int of_warp() const { return max(0, (end - first - (int)threadIdx.x / 32 + WARPS - 1) / WARPS); }
-    __device__ int row(int i) const { return first + threadIdx.x / 32 + i * WARPS; }
+    __device__ int count() const { return end - first; }
 };
 
 __host__ __device__ constexpr int ceiling(int a, int b) { return (a + b - 1) / b; }

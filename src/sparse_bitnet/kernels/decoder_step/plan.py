@@ -14,6 +14,9 @@ from sparse_bitnet.numerics.activation import SMALLEST_MAGNITUDE
 THREADS, WARPS = 512, 16
 LAYER_BYTES = 216
 MOST_SPLITS = 16  # of a text, for attention
+LEAST_SLOT_BYTES = 16 * (64 * 16 + 16)  # 64 chunks of 16 rows, each with 16 bytes between
+MOST_SLOTS = 16
+MOST_SHARED_BYTES = 228_000  # of a block, without what has a fixed size
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Plan:
     part       heads of one group that a block attends with: two, if there are and its registers hold them
     attending  blocks that attend to one split of a text
     splits     of a text, at most; 0 where there are not blocks enough for one
+    slots      of the ring that weights come through; 0 where the widest do not fit twice
     """
 
     blocks: int
@@ -32,6 +36,9 @@ class Plan:
     splits: int
     attention_bytes: int
     partial_bytes: int
+    memory_bytes: int
+    slots: int
+    slot_bytes: int
     shared_bytes: int
 
     @classmethod
@@ -39,11 +46,16 @@ class Plan:
         head, group = decoder.head, decoder.heads // decoder.kv_heads
         part = 2 if head <= 128 and group > 1 else 1
         attending = decoder.kv_heads * -(-group // part)
-        attention = 4 * part * head + 4 * head + WARPS * part * (8 + 4 * head)
+        attention = 2 * part * head + 4 * head + WARPS * part * (8 + 4 * head)
         codes = max(decoder.hidden, decoder.ffn, decoder.heads * head)
-        shared = -(-LAYER_BYTES * len(decoder.layers) // 16) * 16 + max(attention, codes)
+        memory = -(-max(attention, codes) // 16) * 16
+        shared = -(-LAYER_BYTES * len(decoder.layers) // 16) * 16 + memory
+        slot = max(LEAST_SLOT_BYTES, 2 * WARPS * decoder.hidden // 4)  # two rows for each warp
+        slots = min(MOST_SLOTS, (MOST_SHARED_BYTES - shared) // slot)
+        slots = slots if slots > 1 else 0
         splits = min(MOST_SPLITS, blocks // attending)
-        return cls(blocks, part, attending, splits, attention, 4 * part * (head + 2), shared)
+        partial = 4 * part * (head + 2)
+        return cls(blocks, part, attending, splits, attention, partial, memory, slots, slot, shared + slots * slot)
 
 
 def definitions(decoder: Decoder, plan: Plan) -> dict[str, int | str]:
@@ -53,6 +65,7 @@ def definitions(decoder: Decoder, plan: Plan) -> dict[str, int | str]:
         "PART": plan.part, "SPLITS": plan.splits, "SCALING": f"{decoder.head**-0.5}f",
         "EPSILON": f"{float(decoder.epsilon)}f", "SMALLEST": f"{SMALLEST_MAGNITUDE}f",
         "LAYER_BYTES": LAYER_BYTES, "ATTENTION_BYTES": plan.attention_bytes, "PARTIAL_BYTES": plan.partial_bytes,
+        "MEMORY_BYTES": plan.memory_bytes, "SLOTS": plan.slots, "SLOT_BYTES": plan.slot_bytes,
     }  # fmt: skip
 
 
