@@ -15,7 +15,7 @@ inline u16 bits_of(float value) {
     return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
 }
 
-inline u32 release_add(u32* to, u32 value) { return __atomic_fetch_add(to, value, __ATOMIC_RELEASE); }
+inline void release_add(u32* to, u32 value) { __atomic_fetch_add(to, value, __ATOMIC_RELEASE); }
 
 inline u32 acquire(const u32* from) {
     emulation::yield();

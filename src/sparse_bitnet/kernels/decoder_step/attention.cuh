@@ -50,6 +50,8 @@ __device__ __forceinline__ void turn(
     }
 }
 
+constexpr int MOST_PREFETCHED = (32 << 10) / HEAD;  // positions of a block: a few MiB of all, which the L2 cache keeps
+
 struct Partial {  // of the attention of PART heads over one split of the text
     float sums[PART][HEAD];
     float2 totals[PART];  // the largest score, and the sum of exp(score - largest)
@@ -95,7 +97,7 @@ struct Attending {
     __device__ __forceinline__ void prefetch(const Layer& next) const {
         if (split >= splits || first_head || threadIdx.x % 32 || threadIdx.x / 32 > 1) return;
         const u16* from = (threadIdx.x ? next.values : next.keys) + ((size_t)kv * here.places + first) * HEAD;
-        prefetch_bytes(from, (end - first) * HEAD * 2);
+        prefetch_bytes(from, min(end - first, MOST_PREFETCHED) * HEAD * 2);
     }
 
     // The queries, and where the token is in this split its key and value, which go into the caches too.

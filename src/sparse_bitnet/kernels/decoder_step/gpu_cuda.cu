@@ -24,7 +24,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) decoder_step(
     u8* memory = dynamic + ceiling(count * sizeof(Layer), 16) * 16;  // codes of the token, or what attention needs
     Ring ring(memory + MEMORY_BYTES, shared);
     Place here = {(int)*position, places};
-    if (here.position >= places) __trap();
+    if ((u64)*position >= (u64)places) __trap();
     for (int i = threadIdx.x; i < count * sizeof(Layer) / 8; i += THREADS + 32)
         ((u64*)table)[i] = __ldg((const u64*)layers + i);
     if (threadIdx.x < HEAD / 2) {
@@ -39,23 +39,20 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) decoder_step(
     if (threadIdx.x >= THREADS) return Reader{ring, (int)threadIdx.x % 32}.read(table, count);
 
     using Slab = RowSlab<HIDDEN>;
+    using Product = Rows<HIDDEN>;
     Span of_qkv(QUERIES + 2 * KEYS), of_ffn(FFN);
     int slabs_of_qkv = ceiling(of_qkv.count(), Slab::ROWS), slabs_of_ffn = ceiling(of_ffn.count(), Slab::ROWS / 2);
-    int warp = threadIdx.x / 32;
-    Meeting meeting = {arrived, 0};
+    int warp = threadIdx.x / 32, slab = Product::own_slab(), own = Product::own_row();
+    int row_of_qkv = of_qkv.first + slab * Slab::ROWS + own * WARPS + warp;        // that this lane finishes, if there
+    int row_of_ffn = of_ffn.first + slab * Slab::ROWS / 2 + own / 2 * WARPS + warp;  // of gate or, if odd, up
+    Meeting meeting(arrived);
     Numbers<HIDDEN> norm;
     u32 bias;
 
-    auto row_of_qkv = [&](int slab, int r) { return of_qkv.first + slab * Slab::ROWS + r * WARPS + warp; };
-    auto row_of_ffn = [&](int slab, int r) { return of_ffn.first + slab * Slab::ROWS / 2 + r / 2 * WARPS + warp; };
-    auto bias_of_qkv = [&](const Layer& layer, int slab, int r) {
-        int row = row_of_qkv(slab, r);
-        if (r == Slab::COUNT || row >= of_qkv.end) return 0u;
-        const Matrix& matrix = matrix_of(layer, row);
-        return bias_of(matrix, row);
-    };
     auto ask_for_qkv = [&](const Layer& layer) {
-        bias = bias_of_qkv(layer, 0, Rows<HIDDEN>::own());
+        int row = row_of_qkv;
+        const Matrix& matrix = matrix_of(layer, row);
+        bias = row_of_qkv < of_qkv.end ? bias_of(matrix, row) : 0;
         norm.read(layer.input_norm);
     };
 
@@ -66,19 +63,15 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) decoder_step(
             Token<HIDDEN> token(x);
             token.normalize(norm, shared);
             float scale = token.quantize(memory, shared);
-            Rows<HIDDEN>::multiply(
-                ring, memory, shared, slabs_of_qkv, [&](int r) { return r * WARPS + warp; }, bias,
-                [&](int slab, int r) { return bias_of_qkv(layer, slab, r); },
-                [&](int slab, int r, int sum, u32 bias) {
-                    int place = row_of_qkv(slab, r), row = place;
-                    if (r == Slab::COUNT || place >= of_qkv.end) return;
-                    qkv[place] = bits_of(scaled(sum, matrix_of(layer, row).scale, scale, bias));
-                });
+            int sum = Product::multiply(ring, memory, shared, slabs_of_qkv, [&](int r) { return r * WARPS + warp; });
+            int row = row_of_qkv;
+            float of_weight = matrix_of(layer, row).scale;
+            if (row_of_qkv < of_qkv.end) qkv[row_of_qkv] = bits_of(scaled(sum, of_weight, scale, bias));
         }
         meeting.arrive();
         Attending attending(layer, here);
         meeting.wait();
-        attending.run(*(Attention*)memory, shared, layer, qkv, partials, arrived + 1, attention);
+        attending.run(*(Attention*)memory, shared, layer, qkv, partials, arrived + COUNTERS, attention);
         meeting.arrive();
         Addition<QUERIES> addition(layer.o, x);
         meeting.wait();
@@ -87,27 +80,20 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) decoder_step(
             addition.multiply(ring, memory, shared, token.quantize(memory, shared));
         }
         meeting.arrive();
-        auto bias_of_ffn = [&](int slab, int r) {
-            int row = row_of_ffn(slab, r);
-            return r < Slab::COUNT && row < of_ffn.end ? bias_of(r % 2 ? layer.up : layer.gate, row) : 0;
-        };
-        bias = bias_of_ffn(0, Rows<HIDDEN>::own());
+        bias = row_of_ffn < of_ffn.end ? bias_of(own % 2 ? layer.up : layer.gate, row_of_ffn) : 0;
         norm.read(layer.ffn_norm);
         meeting.wait();
         {
             Token<HIDDEN> token(x);
             token.normalize(norm, shared);
             float scale = token.quantize(memory, shared);
-            Rows<HIDDEN>::multiply(
-                ring, memory, shared, slabs_of_ffn,
-                [&](int r) { return r % 2 * (Slab::ROWS / 2) + r / 2 * WARPS + warp; }, bias, bias_of_ffn,
-                [&](int slab, int r, int sum, u32 bias) {
-                    float own = scaled(sum, (r % 2 ? layer.up : layer.gate).scale, scale, bias);
-                    float up = __shfl_down_sync(ALL, own, 1);
-                    int row = row_of_ffn(slab, r);
-                    if (r < Slab::COUNT && r % 2 == 0 && row < of_ffn.end)
-                        activated[row] = bits_of(rounded(own / (1 + expf(-own))) * up);
-                });
+            int sum = Product::multiply(ring, memory, shared, slabs_of_ffn, [&](int r) {
+                return r % 2 * (Slab::ROWS / 2) + r / 2 * WARPS + warp;
+            });
+            float product = scaled(sum, (own % 2 ? layer.up : layer.gate).scale, scale, bias);
+            float up = __shfl_down_sync(ALL, product, 1);
+            if (own % 2 == 0 && row_of_ffn < of_ffn.end)
+                activated[row_of_ffn] = bits_of(rounded(product / (1 + expf(-product))) * up);
         }
         meeting.arrive();
         Addition<FFN> addition_of_ffn(layer.down, x);

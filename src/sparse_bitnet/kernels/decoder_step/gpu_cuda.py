@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparse_bitnet.kernels import cuda_device
 from sparse_bitnet.kernels.decoder_step import Decoder, Step
-from sparse_bitnet.kernels.decoder_step.plan import THREADS, Plan, definitions, layer_words
+from sparse_bitnet.kernels.decoder_step.plan import COUNTERS, THREADS, Plan, definitions, layer_words
 
 SOURCE = Path(__file__).with_suffix(".cu")
 CHUNK = 64  # columns whose codes a thread reads at once
@@ -59,7 +59,7 @@ def run(decoder: Decoder) -> Step:
     room = torch.empty(queries + 2 * keys + queries + decoder.ffn, dtype=torch.bfloat16, device=device)
     qkv, attention, activated = room.split([queries + 2 * keys, queries, decoder.ffn])
     partials = torch.empty(plan.attending * plan.splits * plan.partial_bytes, dtype=torch.uint8, device=device)
-    arrived = torch.zeros(1 + plan.attending, dtype=torch.int32, device=device)
+    arrived = torch.zeros(COUNTERS + plan.attending, dtype=torch.int32, device=device)
     places = decoder.layers[0].keys.shape[1]
     pointers = [one.data_ptr() for one in (qkv, attention, activated, partials, arrived)]
     angles = [one.data_ptr() for one in (decoder.cosines, decoder.sines)]

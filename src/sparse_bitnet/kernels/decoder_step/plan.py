@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -16,7 +17,9 @@ LAYER_BYTES = 216
 MOST_SPLITS = 16  # of a text, for attention
 LEAST_SLOT_BYTES = 16 * (64 * 16 + 16)  # 64 chunks of 16 rows, each with 16 bytes between
 MOST_SLOTS = 16
-MOST_SHARED_BYTES = 228_000  # of a block, without what has a fixed size
+MOST_SHARED_BYTES = 232_448  # of a block
+COUNTERS = 32  # where those of splits begin, behind that of the blocks
+MOST_ROWS_A_WARP = 32  # of one matrix, a lane each
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Plan:
     memory_bytes: int
     slots: int
     slot_bytes: int
+    struct_bytes: int
     shared_bytes: int
 
     @classmethod
@@ -51,11 +55,28 @@ class Plan:
         memory = -(-max(attention, codes) // 16) * 16
         shared = -(-LAYER_BYTES * len(decoder.layers) // 16) * 16 + memory
         slot = max(LEAST_SLOT_BYTES, 2 * WARPS * decoder.hidden // 4)  # two rows for each warp
-        slots = min(MOST_SLOTS, (MOST_SHARED_BYTES - shared) // slot)
-        slots = slots if slots > 1 else 0
+        rows = ceil(decoder.hidden / blocks)
+        struct_bytes = 3 * 4 * WARPS + 4 * WARPS * ceil(rows / 16) * 16 + 4 * head + 16 + 16 * MOST_SLOTS
+        slots = min(MOST_SLOTS, (MOST_SHARED_BYTES - struct_bytes - shared) // slot)
+        if slots < 2 or not _fits_warps(decoder, blocks, slot):
+            slots = 0
         splits = min(MOST_SPLITS, blocks // attending)
         partial = 4 * part * (head + 2)
-        return cls(blocks, part, attending, splits, attention, partial, memory, slots, slot, shared + slots * slot)
+        shared += slots * slot
+        return cls(
+            blocks, part, attending, splits, attention, partial, memory, slots, slot, struct_bytes, shared
+        )  # fmt: skip
+
+
+def _fits_warps(decoder: Decoder, blocks: int, slot: int) -> bool:
+    """Whether each row of a matrix has a lane that finishes it."""
+    count = min(8, slot // (decoder.hidden // 4) // WARPS // 2 * 2)  # of a slab, a warp
+    queries = (decoder.heads + 2 * decoder.kv_heads) * decoder.head
+    slabs = (
+        ceil(ceil(queries / blocks) / (count * WARPS)),
+        ceil(ceil(decoder.ffn / blocks) / (count // 2 * WARPS)),
+    )
+    return max(slabs) * count <= MOST_ROWS_A_WARP
 
 
 def definitions(decoder: Decoder, plan: Plan) -> dict[str, int | str]:
@@ -66,6 +87,7 @@ def definitions(decoder: Decoder, plan: Plan) -> dict[str, int | str]:
         "EPSILON": f"{float(decoder.epsilon)}f", "SMALLEST": f"{SMALLEST_MAGNITUDE}f",
         "LAYER_BYTES": LAYER_BYTES, "ATTENTION_BYTES": plan.attention_bytes, "PARTIAL_BYTES": plan.partial_bytes,
         "MEMORY_BYTES": plan.memory_bytes, "SLOTS": plan.slots, "SLOT_BYTES": plan.slot_bytes,
+        "SHARED_STRUCT_BYTES": plan.struct_bytes,
     }  # fmt: skip
 
 

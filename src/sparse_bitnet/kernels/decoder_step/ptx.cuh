@@ -13,10 +13,8 @@ __device__ __forceinline__ u16 bits_of(float value) {  // as bf16, to nearest, h
     return bits;
 }
 
-__device__ __forceinline__ u32 release_add(u32* to, u32 value) {
-    u32 before;
-    asm volatile("atom.release.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(to), "r"(value) : "memory");
-    return before;
+__device__ __forceinline__ void release_add(u32* to, u32 value) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
 }
 
 __device__ __forceinline__ u32 acquire(const u32* from) {

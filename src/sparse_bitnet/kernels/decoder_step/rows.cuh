@@ -32,28 +32,29 @@ template <int COLUMNS> struct Rows {
     using Slab = RowSlab<COLUMNS>;
     static constexpr int CHUNKS = COLUMNS / CHUNK, EACH = ceiling(CHUNKS, 32), COUNT = Slab::COUNT;
 
-    // Which row of a slab this lane finishes; COUNT where none.
-    static __device__ __forceinline__ int own() { return min((int)threadIdx.x % 32, COUNT); }
+    // Which slab and row of it this lane finishes.
+    static __device__ __forceinline__ int own_slab() { return threadIdx.x % 32 / COUNT; }
+    static __device__ __forceinline__ int own_row() { return threadIdx.x % 32 % COUNT; }
 
-    // The products with each slab's rows of this warp. `place(r)` is where the r-th lies in a slab; `use` gets the slab
-    // and r of each, in all lanes, with what `given` said of it; of the first slab that is `before`.
-    template <typename Where, typename Before, typename Given, typename Use>
-    static __device__ __forceinline__ void multiply(
-        Ring& ring, const u8* planes, const Shared& shared, int slabs, Where place, Before before, Given given,
-        Use use) {
+    // The products with each slab's rows of this warp, 32 at most: that of each lane's own row, of which some are
+    // beyond the last. `place(r)` is where the r-th row lies in a slab.
+    template <typename Where>
+    static __device__ __forceinline__ int multiply(
+        Ring& ring, const u8* planes, const Shared& shared, int slabs, Where place) {
         const uint4* codes = (const uint4*)planes;
-        int lane = threadIdx.x % 32, offset = 0;
+        int lane = threadIdx.x % 32, own = 0;
         uint4 held[EACH][4];
 #pragma unroll
-        for (int i = 0; i < WARPS; ++i) offset += shared.sums[i];
+        for (int i = 0; i < WARPS; ++i) own -= shared.sums[i];
 #pragma unroll
         for (int i = 0; i < EACH; ++i)
 #pragma unroll
             for (int plane = 0; plane < 4; ++plane)
                 held[i][plane] = codes[plane * CHUNKS + min(i * 32 + lane, CHUNKS - 1)];
+#pragma unroll 1
         for (int slab = 0; slab < slabs; ++slab) {
             const uint4* weights = ring.take();
-            int even[COUNT] = {}, odd[COUNT] = {}, total = 0;
+            int even[COUNT] = {}, odd[COUNT] = {};
 #pragma unroll
             for (int i = 0; i < EACH; ++i) {
                 int chunk = i * 32 + lane;
@@ -69,11 +70,10 @@ template <int COLUMNS> struct Rows {
 #pragma unroll
             for (int r = 0; r < COUNT; ++r) {
                 int sum = __reduce_add_sync(ALL, even[r] + (odd[r] >> 2));
-                if (lane == r) total = sum;
+                if (lane == slab * COUNT + r) own += sum;
             }
-            use(slab, own(), total - offset, before);
-            if (slab + 1 < slabs) before = given(slab + 1, own());
         }
+        return own;
     }
 };
 

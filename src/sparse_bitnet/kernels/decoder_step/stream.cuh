@@ -68,6 +68,7 @@ struct Reader {
 
     __device__ __forceinline__ void read_rows_of_qkv(const Layer& layer, const Span& span) {
         using Slab = RowSlab<HIDDEN>;
+#pragma unroll 1
         for (int first = span.first; first < span.end; first += Slab::ROWS) {
             int rows = min(Slab::ROWS, span.end - first);
             ring.read(rows * Slab::ROW_BYTES, [&](u8* to, u64* barrier) {
@@ -83,6 +84,7 @@ struct Reader {
 
     __device__ __forceinline__ void read_pairs(const Layer& layer, const Span& span) {
         using Slab = RowSlab<HIDDEN>;
+#pragma unroll 1
         for (int first = span.first; first < span.end; first += Slab::ROWS / 2) {
             int bytes = min(Slab::ROWS / 2, span.end - first) * Slab::ROW_BYTES;
             ring.read(2 * bytes, [&](u8* to, u64* barrier) {
@@ -95,7 +97,9 @@ struct Reader {
     }
 
     template <int COLUMNS> __device__ __forceinline__ void read_columns(const Matrix& matrix, const Span& span) {
+#pragma unroll 1
         for (int first = span.first; first < span.end; first += ABREAST)
+#pragma unroll 1
             for (int chunk = 0; chunk < COLUMNS / CHUNK; chunk += ColumnSlab::CHUNKS) {
                 int rows = min(ABREAST, span.end - first), chunks = min(ColumnSlab::CHUNKS, COLUMNS / CHUNK - chunk);
                 ring.read(rows * chunks * 16, [&](u8* to, u64* barrier) {
@@ -108,6 +112,7 @@ struct Reader {
 
     __device__ __forceinline__ void read(const Layer* layers, int count) {
         Span of_qkv(QUERIES + 2 * KEYS), of_hidden(HIDDEN), of_ffn(FFN);
+#pragma unroll 1
         for (int i = 0; i < count; ++i) {
             read_rows_of_qkv(layers[i], of_qkv);
             read_columns<QUERIES>(layers[i].o, of_hidden);
