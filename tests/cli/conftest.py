@@ -1,4 +1,4 @@
-"""What several commands are called with: a dense checkpoint and a text."""
+"""What commands are called with: a latent and a dense checkpoint, and a text."""
 
 from __future__ import annotations
 
@@ -9,11 +9,20 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+def saved(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> Path:
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def latent(latent_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Path:
+    return saved(latent_model(), tokenizer, tmp_path / "latent")
+
+
 @pytest.fixture
 def dense(dense_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Path:
-    dense_model().save_pretrained(tmp_path / "dense")
-    tokenizer.save_pretrained(tmp_path / "dense")
-    return tmp_path / "dense"
+    return saved(dense_model(), tokenizer, tmp_path / "dense")
 
 
 @pytest.fixture

@@ -12,20 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM
 
 from sparse_bitnet.formats import i2
 from sparse_bitnet.kernels.packed_linear import NATIVE, OPERATOR
 from sparse_bitnet.nn.stored_settings import named_layers
 
 Command = Callable[..., object]
-
-
-@pytest.fixture
-def latent(latent_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Path:
-    latent_model().save_pretrained(tmp_path / "latent")
-    tokenizer.save_pretrained(tmp_path / "latent")
-    return tmp_path / "latent"
 
 
 @pytest.fixture

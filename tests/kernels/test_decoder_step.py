@@ -159,8 +159,7 @@ def error(found: Tensor, expected: Tensor) -> float:
 def test_where_no_sum_is_rounded_a_step_equals_the_reference(place: Place, shape: Shape, zero: str) -> None:
     """x of +-1 has an exact norm, and attention to one place is that place's values; one stage at a time is left out.
 
-    `output`: then what the FFN reads is x. `gate`: then x ends as the output of attention; `down`: both are read, and
-    dropped.
+    Without `output` what the FFN reads is x; without `gate` or `down` x ends as what attention adds to it.
     """
     decoder = without(random_decoder(replace(shape, layers=1), place.device), zero)
     x = torch.randint(0, 2, (shape.hidden,), device=place.device).bfloat16() * 2 - 1
@@ -206,12 +205,12 @@ def test_steps_repeat_bit_for_bit(count: int) -> None:
         assert all(map(torch.equal, results(on_gpu, decoder, x, 300), first))
 
 
-@pytest.mark.parametrize("bad", [pytest.param(value, marks=NEEDS_GPU) for value in (float("nan"), float("inf"))])
-def test_what_is_no_number_stays_none(bad: float) -> None:
-    decoder = random_decoder(SHAPES[1])
-    x = torch.randn(896, device="cuda").bfloat16()
+@pytest.mark.parametrize(("place", "shape"), CASES)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_no_number_stays_none(place: Place, shape: Shape, bad: float) -> None:
+    x = torch.randn(shape.hidden, device=place.device).bfloat16()
     x[17] = bad
-    assert not torch.isfinite(results(on_gpu, decoder, x, 5)[0]).any()
+    assert not torch.isfinite(results(place.make, random_decoder(shape, place.device), x, 5)[0]).any()
 
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=NEEDS_GPU)])

@@ -51,7 +51,11 @@ class Kernel:
         here = ctypes.addressof(values)
         places = [one.address for one in maps] + [here + 8 * index for index in range(len(arguments))]
         pointers = (ctypes.c_int64 * len(places))(*places)
-        attributes = [*([_early()] if self.waits else []), *([_together()] if self.cooperative else [])]
+        attributes = []
+        if self.waits:
+            attributes.append(_attribute("PROGRAMMATIC_STREAM_SERIALIZATION", "programmaticStreamSerializationAllowed"))
+        if self.cooperative:
+            attributes.append(_attribute("COOPERATIVE", "cooperative"))
         config = _config(blocks, threads, self.shared_bytes, *attributes)
         config.hStream = torch._C._cuda_getCurrentRawStream(torch.cuda.current_device())
         _check(driver.cuLaunchKernelEx(config, self.handle, ctypes.addressof(pointers), 0))
@@ -67,21 +71,12 @@ def _config(blocks: int, threads: int, shared_bytes: int, *attributes: Any) -> A
     return config
 
 
-@lru_cache(maxsize=1)
-def _early() -> Any:
-    """For a launch that may come before the last kernel has ended."""
+@lru_cache(maxsize=2)
+def _attribute(name: str, field: str) -> Any:
+    """One that is switched on: its name among the driver's CUlaunchAttributeID, its field of CUlaunchAttributeValue."""
     attribute = driver.CUlaunchAttribute()
-    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-    attribute.value.programmaticStreamSerializationAllowed = 1
-    return attribute
-
-
-@lru_cache(maxsize=1)
-def _together() -> Any:
-    """For a launch whose blocks all run at a time."""
-    attribute = driver.CUlaunchAttribute()
-    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
-    attribute.value.cooperative = 1
+    attribute.id = getattr(driver.CUlaunchAttributeID, f"CU_LAUNCH_ATTRIBUTE_{name}")
+    setattr(attribute.value, field, 1)
     return attribute
 
 

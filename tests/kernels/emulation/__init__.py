@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparse_bitnet.kernels.decoder_step import Decoder, Step
-from sparse_bitnet.kernels.decoder_step.plan import COUNTERS, Plan, definitions, layer_words
+from sparse_bitnet.kernels.decoder_step.plan import Plan, definitions, layer_words, make_room
 
 HERE = Path(__file__).parent
 KERNEL = Path(__file__).parents[3] / "src" / "sparse_bitnet" / "kernels" / "decoder_step"
@@ -22,19 +22,18 @@ COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++
 
 
 def emulated_step(decoder: Decoder, blocks: int, seed: int = 0) -> Step:
-    """What gpu_cuda gives; in memory where the host poisons what a kernel has not written."""
+    """What gpu_cuda gives, in room that is poisoned before."""
     plan = Plan.of(decoder, blocks)
     assert plan.slots and plan.splits
     given = {**definitions(decoder, plan), "SHARED_BYTES": plan.shared_bytes}
     library = _compiled(tuple(f"-D{name}={value}" for name, value in given.items()))
     table = torch.tensor(layer_words(decoder), dtype=torch.int64)
-    queries, keys = decoder.heads * decoder.head, decoder.kv_heads * decoder.head
-    sizes = [queries + 2 * keys, queries, decoder.ffn, plan.attending * plan.splits * plan.partial_bytes // 2]
-    room = [torch.full((size,), float("nan"), dtype=torch.bfloat16) for size in sizes]
-    arrived = torch.zeros(COUNTERS + plan.attending, dtype=torch.int32)
+    room = make_room(decoder, plan)  # its counters reset themselves
 
     def step(x: Tensor, position: Tensor) -> None:
-        pointers = [table, x, *room, arrived, position, decoder.cosines, decoder.sines]
+        for one in room[:-1]:
+            one.view(torch.uint8).fill_(0xFF)  # no number
+        pointers = [table, x, *room, position, decoder.cosines, decoder.sines]
         places = decoder.layers[0].keys.shape[1]
         library.launch(
             *(ctypes.c_void_p(one.data_ptr()) for one in pointers), len(decoder.layers), places, ctypes.c_int(seed)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparse_bitnet.kernels import cuda_device
 from sparse_bitnet.kernels.decoder_step import Decoder, Step
-from sparse_bitnet.kernels.decoder_step.plan import COUNTERS, THREADS, Plan, definitions, layer_words
+from sparse_bitnet.kernels.decoder_step.plan import THREADS, Plan, definitions, layer_words, make_room
 
 SOURCE = Path(__file__).with_suffix(".cu")
 CHUNK = 64  # columns whose codes a thread reads at once
@@ -55,16 +55,10 @@ def run(decoder: Decoder) -> Step:
         SOURCE, "decoder_step", plan.shared_bytes, cooperative=True, **definitions(decoder, plan)
     )
     table = torch.tensor(layer_words(decoder), dtype=torch.int64, device=device)
-    queries, keys = decoder.heads * decoder.head, decoder.kv_heads * decoder.head
-    room = torch.empty(queries + 2 * keys + queries + decoder.ffn, dtype=torch.bfloat16, device=device)
-    qkv, attention, activated = room.split([queries + 2 * keys, queries, decoder.ffn])
-    partials = torch.empty(plan.attending * plan.splits * plan.partial_bytes, dtype=torch.uint8, device=device)
-    arrived = torch.zeros(COUNTERS + plan.attending, dtype=torch.int32, device=device)
+    room = make_room(decoder, plan)
     places = decoder.layers[0].keys.shape[1]
-    pointers = [one.data_ptr() for one in (qkv, attention, activated, partials, arrived)]
-    angles = [one.data_ptr() for one in (decoder.cosines, decoder.sines)]
 
-    def step(x: Tensor, position: Tensor, keeps: tuple[object, ...] = (decoder, table, room, partials)) -> None:
+    def step(x: Tensor, position: Tensor) -> None:
         if x.shape != (decoder.hidden,) or x.dtype != torch.bfloat16 or not x.is_contiguous() or x.data_ptr() % 16:
             raise ValueError(f"x is {x.dtype} {list(x.shape)}: give {torch.bfloat16} [{decoder.hidden}], contiguous")
         if position.dtype != torch.int64 or position.numel() != 1:
@@ -72,10 +66,9 @@ def run(decoder: Decoder) -> Step:
         if x.device != device or position.device != device:
             raise ValueError(f"x is on {x.device} and position on {position.device}, and the decoder on {device}")
         with torch.cuda.device(device):
-            kernel.launch(
-                plan.blocks, THREADS + 32, (), table.data_ptr(), x.data_ptr(), *pointers, position.data_ptr(), *angles,
-                len(decoder.layers), places,
-            )  # fmt: skip
+            tensors = (table, x, *room, position, decoder.cosines, decoder.sines)
+            pointers = [tensor.data_ptr() for tensor in tensors]
+            kernel.launch(plan.blocks, THREADS + 32, (), *pointers, len(decoder.layers), places)
 
     return step
 

@@ -79,6 +79,20 @@ def _fits_warps(decoder: Decoder, blocks: int, slot: int) -> bool:
     return max(slabs) * count <= MOST_ROWS_A_WARP
 
 
+def make_room(decoder: Decoder, plan: Plan) -> tuple[Tensor, ...]:
+    """What a step writes between its stages, in the order of the kernel's arguments, on the decoder's device.
+
+    q, k and v; the output of attention; the activated FFN; what splits of a text leave for each other; and how many
+    blocks have arrived, 0 at first.
+    """
+    device, queries, keys = decoder.cosines.device, decoder.heads * decoder.head, decoder.kv_heads * decoder.head
+    numbers = (
+        torch.empty(size, dtype=torch.bfloat16, device=device) for size in (queries + 2 * keys, queries, decoder.ffn)
+    )
+    partials = torch.empty(plan.attending * plan.splits * plan.partial_bytes, dtype=torch.uint8, device=device)
+    return *numbers, partials, torch.zeros(COUNTERS + plan.attending, dtype=torch.int32, device=device)
+
+
 def definitions(decoder: Decoder, plan: Plan) -> dict[str, int | str]:
     return {
         "BLOCKS": plan.blocks, "THREADS": THREADS, "HIDDEN": decoder.hidden, "FFN": decoder.ffn,
