@@ -83,11 +83,11 @@ def test_the_decoder_step_compiles_for_models_of_every_size(shape: Shape, tmp_pa
     decoder = random_decoder(replace(shape, layers=1), "meta")
     decoder = replace(decoder, layers=36 * decoder.layers)
     plan = Plan.of(decoder, blocks=132)
-    assert plan.splits
+    assert plan.slots >= 2
     told = compiled(
         KERNELS / "decoder_step" / "gpu_cuda.cu",
         tmp_path,
         **{name: str(value) for name, value in definitions(decoder, plan).items()},
     )
     spilled = re.search(r"(\d+) bytes spill stores", told)
-    assert spilled is not None and int(spilled[1]) <= 1280
+    assert spilled is not None and int(spilled[1]) <= 384

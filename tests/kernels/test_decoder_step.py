@@ -68,7 +68,7 @@ SHAPES = [
 EMULATED = [
     Shape(256, 576, 6, 2, 128, has_head_norms=True),
     Shape(192, 320, 15, 3, 256, has_biases=False),
-    Shape(128, 2624, 4, 4, 64),
+    Shape(128, 2624, 4, 4, 64, layers=6),  # more slabs than there are slots in the ring
     Shape(64, 64, 7, 1, 64, layers=3),
 ]
 BLOCKS = 16  # emulated

@@ -24,15 +24,15 @@ COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++
 def emulated_step(decoder: Decoder, blocks: int, seed: int = 0) -> Step:
     """What gpu_cuda gives, in room that is poisoned before."""
     plan = Plan.of(decoder, blocks)
+    assert plan.slots and plan.splits
     given = {**definitions(decoder, plan), "SHARED_BYTES": plan.shared_bytes}
     library = _compiled(tuple(f"-D{name}={value}" for name, value in given.items()))
     table = torch.tensor(layer_words(decoder), dtype=torch.int64)
-    room = make_room(decoder, plan)
+    room = make_room(decoder, plan)  # its counters reset themselves
 
     def step(x: Tensor, position: Tensor) -> None:
         for one in room[:-1]:
             one.view(torch.uint8).fill_(0xFF)  # no number
-        room[-1].zero_()
         pointers = [table, x, *room, position, decoder.cosines, decoder.sines]
         places = decoder.layers[0].keys.shape[1]
         library.launch(

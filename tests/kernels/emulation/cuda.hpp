@@ -61,7 +61,8 @@ struct Block {
     std::vector<std::vector<char>> stacks;
     std::vector<Warp> warps;
     std::vector<int> runnable;
-    Meeting meeting;
+    Meeting meeting, workers;
+    std::vector<std::function<void()>> copies;  // that are on their way
     ucontext_t scheduler;
     int current = 0, alive = 0;
     std::mt19937 random;
@@ -151,6 +152,8 @@ template <typename T> Given<T> exchange(T value) {
 
 }  // namespace emulation
 
+inline void __syncwarp() { emulation::meet(emulation::block->warps[emulation::block->current / emulation::WARP].meeting); }
+inline void __trap() { std::abort(); }
 inline void __syncthreads() { emulation::meet(emulation::block->meeting); }
 
 template <typename T> T __shfl_xor_sync(uint32_t, T value, int other) {

@@ -6,37 +6,51 @@
 #include "decoder.cuh"
 
 struct Attention {
-    float queries[PART][HEAD];
-    u16 key[HEAD], value[HEAD];  // of the token
+    u16 queries[PART][HEAD], key[HEAD], value[HEAD];  // of the token
     float2 totals[WARPS][PART];
     float sums[WARPS][PART][HEAD];
+};
+
+constexpr int HALF = HEAD / 2;
+
+struct HeadNorm {
+    u16 low[HALF / 32], high[HALF / 32];
+
+    __device__ __forceinline__ void fetch(const u16* norm) {
+#pragma unroll
+        for (int i = 0; i < HALF / 32; ++i) {
+            int column = i * 32 + threadIdx.x % 32;
+            low[i] = __ldg(norm + column), high[i] = __ldg(norm + HALF + column);
+        }
+    }
 };
 
 // A head of queries or keys, normalised if there is a norm, and turned to its position; by a warp.
 template <typename Store>
 __device__ __forceinline__ void turn(
-    const u16* from, const u16* norm, const u16* cosines, const u16* sines, Store store) {
-    constexpr int HALF = HEAD / 2, EACH = HALF / 32;
-    float low[EACH], high[EACH], squares = 0;
+    const u16* from, bool has_norm, const HeadNorm& norm, const Shared& shared, Store store) {
+    float low[HALF / 32], high[HALF / 32], squares = 0;
     int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int i = 0; i < EACH; ++i) {
+    for (int i = 0; i < HALF / 32; ++i) {
         low[i] = number(__ldcg(from + i * 32 + lane)), high[i] = number(__ldcg(from + HALF + i * 32 + lane));
         squares += low[i] * low[i] + high[i] * high[i];
     }
-    float factor = norm ? rsqrtf(warp_sum(squares) / HEAD + EPSILON) : 1;
+    float factor = has_norm ? rsqrtf(warp_sum(squares) / HEAD + EPSILON) : 1;
 #pragma unroll
-    for (int i = 0; i < EACH; ++i) {
+    for (int i = 0; i < HALF / 32; ++i) {
         int column = i * 32 + lane;
-        if (norm) {
-            low[i] = rounded(number(norm[column]) * rounded(low[i] * factor));
-            high[i] = rounded(number(norm[HALF + column]) * rounded(high[i] * factor));
+        if (has_norm) {
+            low[i] = rounded(number(norm.low[i]) * rounded(low[i] * factor));
+            high[i] = rounded(number(norm.high[i]) * rounded(high[i] * factor));
         }
-        float cosine = number(__ldg(cosines + column)), sine = number(__ldg(sines + column));
+        float cosine = shared.cosines[column], sine = shared.sines[column];
         store(column, rounded(rounded(low[i] * cosine) + rounded(-high[i] * sine)));
         store(HALF + column, rounded(rounded(high[i] * cosine) + rounded(low[i] * sine)));
     }
 }
+
+constexpr int MOST_PREFETCHED = (32 << 10) / HEAD;  // positions of a block: a few MiB of all, which the L2 cache keeps
 
 struct Partial {  // of the attention of PART heads over one split of the text
     float sums[PART][HEAD];
@@ -47,7 +61,6 @@ static_assert(sizeof(Attention) == ATTENTION_BYTES && sizeof(Partial) == PARTIAL
 
 struct Place {
     int position, places;  // of the token, and how many the caches have
-    const u16 *cosines, *sines;
 };
 
 // PART heads of one group over one split of the text, first asked for and then attended to.
@@ -56,6 +69,7 @@ struct Attending {
     int split, splits, part, kv, first_head, first, end;  // heads of queries are counted within the group
     u16 *keys, *values;
     uint4 key[PIECES], value[PIECES];  // eight numbers of each piece of a head, at the place of this team
+    HeadNorm norm;                     // of what this warp turns
 
     __device__ __forceinline__ Attending(const Layer& layer, const Place& here) : here(here) {
         int width = ceiling(ceiling(here.position + 1, SPLITS), TILE) * TILE;
@@ -66,6 +80,7 @@ struct Attending {
         keys = layer.keys + (size_t)kv * here.places * HEAD;
         values = layer.values + (size_t)kv * here.places * HEAD;
         fetch(first);
+        if (layer.key_norm) norm.fetch(threadIdx.x / 32 == PART ? layer.key_norm : layer.query_norm);
     }
 
     __device__ __forceinline__ void fetch(int tile) {
@@ -82,20 +97,21 @@ struct Attending {
     __device__ __forceinline__ void prefetch(const Layer& next) const {
         if (split >= splits || first_head || threadIdx.x % 32 || threadIdx.x / 32 > 1) return;
         const u16* from = (threadIdx.x ? next.values : next.keys) + ((size_t)kv * here.places + first) * HEAD;
-        prefetch_bytes(from, (end - first) * HEAD * 2);
+        prefetch_bytes(from, min(end - first, MOST_PREFETCHED) * HEAD * 2);
     }
 
     // The queries, and where the token is in this split its key and value, which go into the caches too.
-    __device__ __forceinline__ void turn_token(Attention& room, const Layer& layer, const u16* qkv) {
+    __device__ __forceinline__ void turn_token(
+        Attention& room, const Shared& shared, const Layer& layer, const u16* qkv) {
         int warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = first_head + warp;
         if (warp < PART && head < GROUP) {
-            turn(qkv + (kv * GROUP + head) * HEAD, layer.query_norm, here.cosines, here.sines,
-                 [&](int column, float number) { room.queries[warp][column] = number; });
+            turn(qkv + (kv * GROUP + head) * HEAD, layer.query_norm, norm, shared,
+                 [&](int column, float number) { room.queries[warp][column] = bits_of(number); });
         } else if (end > here.position && (warp == PART || warp == PART + 1)) {
             size_t place = (size_t)here.position * HEAD;
             const u16* from = qkv + QUERIES + kv * HEAD;
             if (warp == PART)
-                turn(from, layer.key_norm, here.cosines, here.sines, [&](int column, float number) {
+                turn(from, layer.key_norm, norm, shared, [&](int column, float number) {
                     room.key[column] = bits_of(number);
                     if (first_head == 0) keys[place + column] = bits_of(number);
                 });
@@ -105,23 +121,22 @@ struct Attending {
                     if (first_head == 0) values[place + column] = room.value[column];
                 }
         }
-        __syncthreads();
+        meet_workers();
     }
 
     __device__ __forceinline__ void run(
         Attention& room, Shared& shared, const Layer& layer, const u16* qkv, Partial* partials, u32* arrived,
         u16* output) {
         if (split >= splits) return;
-        turn_token(room, layer, qkv);
+        turn_token(room, shared, layer, qkv);
         int warp = threadIdx.x / 32, lane = threadIdx.x % 32, member = threadIdx.x % TEAM;
-        float query[PART][PIECES][8], sums[PART][PIECES][8] = {}, largest[PART], total[PART] = {};
+        uint4 query[PART][PIECES];
+        float sums[PART][PIECES][8] = {}, largest[PART], total[PART] = {};
 #pragma unroll
         for (int r = 0; r < PART; ++r) {
             largest[r] = LOWEST;
 #pragma unroll
-            for (int i = 0; i < PIECES; ++i)
-#pragma unroll
-                for (int j = 0; j < 8; ++j) query[r][i][j] = room.queries[r][i * 64 + member * 8 + j];
+            for (int i = 0; i < PIECES; ++i) query[r][i] = ((const uint4*)room.queries[r])[i * TEAM + member];
         }
         for (int tile = first; tile < end; tile += TILE) {
             int place = tile + threadIdx.x / TEAM;
@@ -134,9 +149,12 @@ struct Attending {
                 }
                 unpack(key[i], number);
 #pragma unroll
-                for (int r = 0; r < PART; ++r)
+                for (int r = 0; r < PART; ++r) {
+                    float asked[8];
+                    unpack(query[r][i], asked);
 #pragma unroll
-                    for (int j = 0; j < 8; ++j) scores[r] += query[r][i][j] * number[j];
+                    for (int j = 0; j < 8; ++j) scores[r] += asked[j] * number[j];
+                }
             }
             uint4 held[PIECES];
 #pragma unroll
@@ -172,16 +190,19 @@ struct Attending {
             total[r] += __shfl_xor_sync(ALL, total[r], 16);
             if (lane == 0) room.totals[warp][r] = make_float2(most, total[r]);
 #pragma unroll
-            for (int i = 0; i < PIECES; ++i)
+            for (int i = 0; i < PIECES; ++i) {  // of eight numbers a lane goes on with half, and with half of those
+                float half[4], quarter[2];
+                int upper = lane & 8 ? 4 : 0, last = lane & 16 ? 2 : 0;
 #pragma unroll
-                for (int j = 0; j < 8; ++j) {
-                    float sum = sums[r][i][j] * factor;
-                    sum += __shfl_xor_sync(ALL, sum, 8);
-                    sum += __shfl_xor_sync(ALL, sum, 16);
-                    if (lane < TEAM) room.sums[warp][r][i * 64 + member * 8 + j] = sum;
-                }
+                for (int j = 0; j < 4; ++j)
+                    half[j] = sum_of_two(factor * sums[r][i][j], factor * sums[r][i][4 + j], 8);
+#pragma unroll
+                for (int j = 0; j < 2; ++j) quarter[j] = sum_of_two(half[j], half[2 + j], 16);
+                int column = i * 64 + member * 8 + upper + last;
+                *(float2*)&room.sums[warp][r][column] = make_float2(quarter[0], quarter[1]);
+            }
         }
-        __syncthreads();
+        meet_workers();
         finish(room, shared, partials + part * SPLITS, arrived + part, output + (kv * GROUP + first_head) * HEAD);
     }
 
@@ -189,7 +210,7 @@ struct Attending {
     __device__ __forceinline__ void finish(
         Attention& room, Shared& shared, Partial* partials, u32* arrived, u16* output) {
         bool is_own = threadIdx.x < min(PART, GROUP - first_head) * HEAD;
-        int r = threadIdx.x / HEAD;
+        int r = threadIdx.x / HEAD, column = threadIdx.x % HEAD;
         if (is_own) {
             float most = LOWEST, total = 0, sum = 0;
 #pragma unroll
@@ -197,28 +218,28 @@ struct Attending {
 #pragma unroll
             for (int i = 0; i < WARPS; ++i) {
                 float factor = expf(room.totals[i][r].x - most);
-                total += factor * room.totals[i][r].y, sum += factor * room.sums[i][0][threadIdx.x];
+                total += factor * room.totals[i][r].y, sum += factor * room.sums[i][r][column];
             }
             if (splits == 1) output[threadIdx.x] = bits_of(sum / total);
             else {
-                partials[split].sums[0][threadIdx.x] = sum;
-                if (threadIdx.x % HEAD == 0) partials[split].totals[r] = make_float2(most, total);
+                partials[split].sums[r][column] = sum;
+                if (column == 0) partials[split].totals[r] = make_float2(most, total);
             }
         }
         if (splits == 1) return;
-        __syncthreads();
+        meet_workers();
         if (threadIdx.x == 0) {
             shared.is_last = acquire_and_release_add(arrived, 1) + 1 == splits;
             if (shared.is_last) *arrived = 0;  // for the next layer
         }
-        __syncthreads();
+        meet_workers();
         if (!shared.is_last || !is_own) return;
         float2 totals[SPLITS];
         float sums[SPLITS], most = LOWEST, total = 0, sum = 0;
 #pragma unroll
         for (int i = 0; i < SPLITS; ++i) {
             totals[i] = i < splits ? __ldcg(&partials[i].totals[r]) : make_float2(LOWEST, 0);
-            sums[i] = i < splits ? __ldcg(&partials[i].sums[0][threadIdx.x]) : 0;
+            sums[i] = i < splits ? __ldcg(&partials[i].sums[r][column]) : 0;
         }
 #pragma unroll
         for (int i = 0; i < SPLITS; ++i) most = fmaxf(most, totals[i].x);

@@ -15,7 +15,6 @@ SOURCE = Path(__file__).with_suffix(".cu")
 CHUNK = 64  # columns whose codes a thread reads at once
 HEADS = (64, 128, 256)
 WIDEST = 32768  # numbers of a token that its threads hold
-MOST_SHARED_BYTES = 231_424  # of a block, without what has a fixed size
 obstacle = cuda_device.obstacle
 
 
@@ -44,8 +43,9 @@ def supports(decoder: Decoder) -> str | None:
     plan = _plan(decoder)
     if not plan.splits:
         return f"{decoder.heads} heads of {decoder.head} are too many for {plan.blocks} multiprocessors"
-    if plan.shared_bytes > MOST_SHARED_BYTES:
-        return f"{len(decoder.layers)} layers with {decoder.ffn} columns of ffn do not fit into shared memory"
+    if not plan.slots:
+        size = f"{len(decoder.layers)} layers of {decoder.hidden} columns, {decoder.ffn} of ffn,"
+        return f"{size} do not fit into shared memory"
     return None
 
 
@@ -66,10 +66,9 @@ def run(decoder: Decoder) -> Step:
         if x.device != device or position.device != device:
             raise ValueError(f"x is on {x.device} and position on {position.device}, and the decoder on {device}")
         with torch.cuda.device(device):
-            room[-1].zero_()
             tensors = (table, x, *room, position, decoder.cosines, decoder.sines)
             pointers = [tensor.data_ptr() for tensor in tensors]
-            kernel.launch(plan.blocks, THREADS, (), *pointers, len(decoder.layers), places)
+            kernel.launch(plan.blocks, THREADS + 32, (), *pointers, len(decoder.layers), places)
 
     return step
 

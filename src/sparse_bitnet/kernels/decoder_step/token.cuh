@@ -36,7 +36,7 @@ template <int COLUMNS> struct Token {
             for (int j = 0; j < 8; ++j) squares += value[i][j] * value[i][j];
         squares = warp_sum(squares);
         if (threadIdx.x % 32 == 0) shared.squares[threadIdx.x / 32] = squares;
-        __syncthreads();
+        meet_workers();
         squares = 0;
 #pragma unroll
         for (int i = 0; i < WARPS; ++i) squares += shared.squares[i];
@@ -59,7 +59,7 @@ template <int COLUMNS> struct Token {
             for (int j = 0; j < 8; ++j) magnitude = max(magnitude, __float_as_uint(value[i][j]) & 0x7FFFFFFF);
         magnitude = __reduce_max_sync(ALL, magnitude);
         if (threadIdx.x % 32 == 0) shared.largest[threadIdx.x / 32] = magnitude;
-        __syncthreads();
+        meet_workers();
 #pragma unroll
         for (int i = 0; i < WARPS; ++i) magnitude = max(magnitude, shared.largest[i]);
         float scale = __fdiv_rn(127.0f, fmaxf(__uint_as_float(min(magnitude, 0x7F800000u)), SMALLEST));
@@ -80,7 +80,7 @@ template <int COLUMNS> struct Token {
         }
         sum = __reduce_add_sync(ALL, sum);
         if (threadIdx.x % 32 == 0) shared.sums[threadIdx.x / 32] = sum;
-        __syncthreads();
+        meet_workers();
         return scale;
     }
 };
