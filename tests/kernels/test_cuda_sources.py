@@ -32,8 +32,7 @@ def compiled(source: Path, directory: Path, **definitions: str) -> str:
     return answer.stderr
 
 
-@pytest.mark.parametrize("result", ["bf16", "f16"])
-@pytest.mark.parametrize("per_row", ["0", "1"])
+@pytest.mark.parametrize(("result", "per_row"), [("bf16", "0"), ("f16", "1")])
 @pytest.mark.parametrize("tiling", TILINGS, ids=str)
 def test_the_sparse_product_compiles_and_is_not_serialised(
     tiling: Tiling, result: str, per_row: str, tmp_path: Path

@@ -190,6 +190,14 @@ def test_op_keeps_the_rules_of_torch_library(kind: str, bias: bool) -> None:
     torch.library.opcheck(torch.ops.sparse_bitnet.packed_linear.default, arguments)
 
 
+def test_the_product_alone_keeps_the_rules_of_torch_library() -> None:
+    codes = torch.randint(-128, 128, (3, 6, 4, 1), dtype=torch.int8).contiguous(memory_format=torch.channels_last)
+    weight = i2.pack(torch.randint(-1, 2, (8, 24), dtype=torch.int8))
+    total, scales = codes.sum((1, 2, 3), dtype=torch.int32), torch.ones(3, 1)
+    arguments = (codes, total, scales, weight, torch.ones(2), torch.randn(8), [3, 5], torch.float16)
+    torch.library.opcheck(torch.ops.sparse_bitnet.packed_product.default, arguments)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("parts", [(), (8, 16)])
 def test_gradients_are_those_of_the_layer_that_is_not_packed(kind: str, parts: tuple[int, ...]) -> None:

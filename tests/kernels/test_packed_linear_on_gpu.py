@@ -17,7 +17,7 @@ from torch import Tensor
 from sparse_bitnet.formats import i2
 from sparse_bitnet.kernels.dispatch import FORCE_VARIABLE
 from sparse_bitnet.kernels.packed_linear import OPERATOR, PackedLayout, packed_linear, reference
-from sparse_bitnet.kernels.packed_product import quantize_and_multiply
+from sparse_bitnet.kernels.packed_product import packed_product, quantize_and_multiply
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -69,15 +69,34 @@ def test_equals_the_reference(tokens: int, shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("tokens", [1, 3, 9, 64])
 @pytest.mark.parametrize("shape", [(1, 1), (7, 66), (70, 600), (3, 4096)], ids=str)
 def test_quantised_by_plain_operations_the_product_is_the_same(tokens: int, shape: tuple[int, int]) -> None:
-    weight, scale, bias = packed(*shape), torch.rand(1, device=DEVICE), torch.randn(shape[0], device=DEVICE)
-    arguments = (
-        torch.randn(tokens, shape[1], device=DEVICE),
-        weight,
-        scale,
-        bias,
-        PackedLayout("i2", shape[1], "int8"),
-    )
-    assert torch.equal(quantize_and_multiply(*arguments), reference.run(*arguments))
+    x, bias = torch.randn(tokens, shape[1], device=DEVICE), torch.randn(shape[0], device=DEVICE)
+    assert_quantised_by_plain_operations(x, packed(*shape), bias, PackedLayout("i2", shape[1], "int8"))
+
+
+@runs
+@gpu
+@pytest.mark.parametrize("tokens", [0, 2, 17])
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_so_it_is_with_parts_and_in_half_precision(tokens: int, kind: str) -> None:
+    x, bias = torch.randn(tokens, 66, device=DEVICE).to(HALF), torch.randn(48, device=DEVICE).to(HALF)
+    assert_quantised_by_plain_operations(x, packed(48, 66), bias, PackedLayout("i2", 66, kind, (12, 8, 4)))
+
+
+@runs
+@gpu
+@pytest.mark.parametrize("tokens", [2, 17])
+def test_codes_may_lie_in_any_order(tokens: int) -> None:
+    codes, weight = torch.randint(-128, 128, (tokens, 24, 4, 1), dtype=torch.int8, device=DEVICE), packed(9, 96)
+    one = torch.ones(1, device=DEVICE)
+    rest = (codes.sum((1, 2, 3), dtype=torch.int32), one.expand(tokens, 1), weight, one, None, [], torch.float32)
+    expected = packed_product(codes.contiguous(memory_format=torch.channels_last), *rest)
+    assert torch.equal(packed_product(codes, *rest), expected)
+
+
+def assert_quantised_by_plain_operations(x: Tensor, weight: Tensor, bias: Tensor, layout: PackedLayout) -> None:
+    scale = torch.rand(max(1, len(layout.parts)), device=DEVICE) + 0.25
+    expected = reference.run(x, weight, scale, bias, layout)
+    assert torch.equal(quantize_and_multiply(x, weight, scale, bias, layout), expected)
 
 
 @runs

@@ -32,6 +32,8 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
 def packed(codes: Tensor, m: int) -> Tensor:
     fragments = empty_fragments(codes, m)
     write_fragments([codes], m, [fragments])
+    if fragments.is_cuda:
+        torch.cuda.synchronize()  # a product may read them while the launch before it ends
     return fragments
 
 
@@ -101,7 +103,16 @@ def test_scales_and_bias(scales: int, has_bias: bool, device: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
     ("tokens", "rows", "columns"),
-    [(1, 8, 256), (7, 64, 512), (129, 264, 640), (300, 520, 1920), (1000, 1160, 1040), (2500, 2048, 2064)],
+    [
+        (1, 8, 256),
+        (7, 64, 512),
+        (129, 264, 640),
+        (300, 520, 1920),
+        (1000, 1160, 1040),
+        (64, 264, 896),
+        (2500, 2048, 896),
+        (2500, 2048, 2064),
+    ],
 )
 @pytest.mark.parametrize("tiling", TILINGS, ids=str)
 def test_every_tiling_gives_the_same(

@@ -50,6 +50,9 @@ def test_compiled_the_product_alone_is_an_operator_and_all_is_the_layer(recipe: 
 
     assert torch.equal(torch.compile(fast, backend=keep, fullgraph=True)(x), layer(x))
     assert "packed_product" in graphs[0].code and "packed_linear" not in graphs[0].code
+    none = torch.zeros(0, layer.in_features)
+    assert torch.compile(fast, backend=keep, fullgraph=True)(none).shape == (0, 96)
+    graphs.pop()
     many = torch.randn(65, layer.in_features)
     assert torch.equal(torch.compile(fast, backend=keep, fullgraph=True)(many), layer(many))
     assert "packed_linear" in graphs[1].code

@@ -46,7 +46,8 @@ class GenerationBench:
     systems    dense, or n:m of a packed model
     attention  of decoding: a name of transformers, or `grouped`, which does not repeat keys and values for the heads
                that share them, as `sdpa` with a mask does; that of prompts is `sdpa`, without a mask
-    inductor   names of torch.compile's options that are switched on, for all systems
+    inductor   names of torch.compile's options that are switched on, for all systems; packed ones write with
+               COMPILE_OPTIONS too
     """
 
     preset: str = "qwen2.5-3b"
@@ -119,7 +120,8 @@ def _decode(bench: GenerationBench, model: PreTrainedModel, batch: int, device: 
     one_launch = work.step_in_one_launch()
     with attention(model, GROUPED if bench.attention == GROUPED_OPTION else bench.attention):
         if isinstance(one_launch, str):
-            step = _compiled(bench, model, work.greedy(work.step))
+            is_packed = any(isinstance(module, PackedLinear) for module in model.modules())
+            step = _compiled(bench, work.greedy(work.step), device, COMPILE_OPTIONS if is_packed else {})
         else:
             step = work.greedy(one_launch)
         likeness = check_likeness(step().clone(), expected)
@@ -140,7 +142,7 @@ def _prefill(bench: GenerationBench, model: PreTrainedModel, tokens: int, device
     with by_reference(model):
         expected = work.read(prompt)
     _forget(device)
-    read = _compiled(bench, model, lambda: work.read(prompt))
+    read = _compiled(bench, lambda: work.read(prompt), device, {})
     likeness = check_likeness(read().clone(), expected)
     ms = milliseconds(read, bench.repeats, device)
     row = {"ms": ms, "tokens_per_second": 1e3 * tokens / ms, "likeness": likeness, "peak_bytes": _peak(device)}
@@ -152,12 +154,12 @@ def _prompt(bench: GenerationBench, batch: int, tokens: int, device: torch.devic
     return torch.randint(bench.vocabulary, (batch, tokens), generator=generator).to(device)
 
 
-def _compiled(bench: GenerationBench, model: PreTrainedModel, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    if model.device.type != "cuda":
+def _compiled(
+    bench: GenerationBench, run: Callable[[], Tensor], device: torch.device, options: dict[str, Any]
+) -> Callable[[], Tensor]:
+    if device.type != "cuda":
         return run
-    is_packed = any(isinstance(module, PackedLinear) for module in model.modules())
-    options = (COMPILE_OPTIONS if is_packed else {}) | dict.fromkeys(bench.inductor, True)
-    return torch.compile(run, fullgraph=True, dynamic=False, options=options)
+    return torch.compile(run, fullgraph=True, dynamic=False, options=options | dict.fromkeys(bench.inductor, True))
 
 
 def _profile(bench: GenerationBench, run: Callable[[], object], device: torch.device) -> list[dict[str, Any]]:

@@ -58,10 +58,10 @@ def _row(shape: tuple[int, int], tokens: int, pattern: NMPattern, device: torch.
     height, width = shape
     weight = torch.randint(0, 2, shape, device=device, dtype=torch.int8) * 2 - 1
     weight *= nm_mask(torch.randn(shape, device=device), pattern) * (torch.rand(shape, device=device) > 0.3)
-    x = torch.randn(tokens, width, device=device, dtype=torch.bfloat16)
-    row_scale = torch.rand(1, device=device) + 0.5
     fragments = empty_fragments(weight, pattern.m)
     write_fragments([weight], pattern.m, [fragments])
+    x = torch.randn(tokens, width, device=device, dtype=torch.bfloat16)
+    row_scale = torch.rand(1, device=device) + 0.5
     codes, token_scale = quantize_lifted(x, "int8", pattern.m)
 
     def ours(fragments: Tensor, codes: Tensor = codes, scale: Tensor = token_scale) -> Tensor:

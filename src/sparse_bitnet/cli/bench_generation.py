@@ -82,9 +82,10 @@ def _tell(result: dict[str, Any]) -> None:
             print(f"{rows:<10}{size:>7}{'ms':>10}{'tokens/s':>12}{'x dense':>9}{'GiB at most':>13}{'likeness':>10}")
         for row in result[rows]:
             ratio = f"{row['times_dense']:.2f}" if "times_dense" in row else "-"
+            how = "   its layers in one launch" if row.get("not_in_one_launch", "") is None else ""
             print(
                 f"{row['system']:<10}{row[size]:>7}{row['ms']:>10.3f}{row['tokens_per_second']:>12,.0f}{ratio:>9}"
-                f"{row['peak_bytes'] / 2**30:>13.2f}{row['likeness']:>10.4f}"
+                f"{row['peak_bytes'] / 2**30:>13.2f}{row['likeness']:>10.4f}{how}"
             )
             for kernel in row["kernels"]:
                 print(f"    {1e3 * kernel['ms']:>10.1f} us {kernel['calls']:>5} x {kernel['kernel']}")

@@ -5,6 +5,7 @@ from sparse_bitnet.kernels import (
     dequantize_fragments,
     effective_weight,
     packed_linear,
+    packed_product,
     quantize_activation,
     quantize_lifted,
     sparse_product,
@@ -21,6 +22,7 @@ OPERATORS = tuple(
         quantize_lifted,
         sparse_product,
         packed_linear,
+        packed_product,
         decoder_step,
     )
 )

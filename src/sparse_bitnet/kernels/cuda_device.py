@@ -33,7 +33,8 @@ class Kernel:
     """A compiled kernel and the bytes of shared memory that it is launched with.
 
     waits        whether it waits by itself for the kernels before it, by griddepcontrol.wait ahead of all that it reads
-                 and writes: then it may begin while the last one ends
+                 and writes, except weights, which the kernel right before it must not have written, and ahead of
+                 griddepcontrol.launch_dependents: then it may begin while the last one ends
     cooperative  whether its blocks wait for each other: then they begin at once, or the launch is refused
     """
 

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from sparse_bitnet.formats import i2
-from sparse_bitnet.formats.windows import WINDOW
 from sparse_bitnet.kernels.packed_linear import PackedLayout, packed_linear
-from sparse_bitnet.kernels.packed_product import is_fused, quantize_and_multiply
+from sparse_bitnet.kernels.packed_product import quantize_and_multiply
 from sparse_bitnet.kernels.quantize_lifted import quantize_lifted
 from sparse_bitnet.kernels.sparse_product import sparse_product
 from sparse_bitnet.kernels.timing import milliseconds
+from sparse_bitnet.kernels.tracing import is_traced_with_few_tokens
 from sparse_bitnet.kernels.weight_fragments import empty_fragments, write_fragments
 from sparse_bitnet.nn.packed_linear import PackedLinear
 from sparse_bitnet.nn.shared_inputs import Share, join, layers_sharing_inputs, share
@@ -44,7 +44,7 @@ class FastWeight:
 
     packed       [O, B] uint8 in the format i2: the layer's own bytes where that is its format
     scale        [P] fp32, and row_scale [O] or [1] fp32
-    bias         [O] float, and row_bias [O] fp32, or None
+    bias         [O] float or None, and row_bias [O] fp32, what it was when this was made; None without fragments too
     fragments    [G, S, 128, 4] int32 (formats/fragments.py); None where the layer has no use for sparse tensor cores
     sparse_from  the number of tokens from which it uses them
     """
@@ -61,12 +61,10 @@ class FastWeight:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [..., I] -> y [..., O] in x's dtype. Without gradient."""
-        if x.numel() < self.sparse_from * x.shape[-1] or (is_fused(x) and self.m != WINDOW):
-            return self.multiply_packed(x)  # compiled, a lift would be a launch of its own, and is none where m = 4
-        return self.multiply_sparse(x)
+        return self.multiply_sparse(x) if x.numel() >= self.sparse_from * x.shape[-1] else self.multiply_packed(x)
 
     def multiply_packed(self, x: Tensor) -> Tensor:
-        if is_fused(x):
+        if is_traced_with_few_tokens(x):
             return quantize_and_multiply(x, self.packed, self.scale, self.bias, self.layout)
         return packed_linear(x, self.packed, self.scale, self.bias, self.layout)
 
@@ -192,5 +190,5 @@ def fast_weight(layer: PackedLinear, has_fragments: bool) -> FastWeight:
     scale, parts = layer.weight_scale, layer.parts
     row_scale = scale_by_row(scale, parts, layer.out_features).flatten().contiguous() if parts else scale
     layout = PackedLayout("i2", layer.in_features, layer.recipe.activations, parts)
-    row_bias = None if layer.bias is None else layer.bias.float()
+    row_bias = layer.bias.float() if fragments is not None and layer.bias is not None else None
     return FastWeight(packed, layout, scale, layer.bias, fragments, row_scale, row_bias, m)

@@ -221,8 +221,8 @@ def _multiply_words(
     codes += token.to(tl.int64)[:, None] * 4 * WORDS
     ahead = tl.load(weight + column[None, :], mask=is_row & (column < WORDS)[None, :], other=0)
     if OVERLAPS:
-        gdc_launch_dependents()
         gdc_wait()
+        gdc_launch_dependents()
     even = tl.zeros([TOKENS, ROWS, BLOCK // 4], tl.int32)  # planes 0 and 2
     odd = tl.zeros([TOKENS, ROWS, BLOCK // 4], tl.int32)  # planes 1 and 3, four times their sum
     for first in range(0, WORDS, BLOCK):
@@ -284,8 +284,8 @@ def _multiply_bytes(
     weight += row[:, None] * BYTES
     codes += token.to(tl.int64)[None, :] * 4 * BYTES
     if OVERLAPS:
-        gdc_launch_dependents()
         gdc_wait()
+        gdc_launch_dependents()
     total = tl.zeros([ROWS, TOKENS], tl.int32)
     STEPS: tl.constexpr = (BYTES + BLOCK * SPLITS - 1) // (BLOCK * SPLITS)
     for step in range(STEPS):
@@ -322,8 +322,8 @@ def _finish_splits(
 ):  # fmt: skip
     row, token = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) + tl.arange(0, 1)
     if OVERLAPS:
-        gdc_launch_dependents()
         gdc_wait()
+        gdc_launch_dependents()
     total = tl.zeros([1, ROWS], tl.int32)
     for split in tl.static_range(SPLITS):
         place = (split * tokens + token).to(tl.int64)[:, None] * rows + row[None, :]

@@ -21,14 +21,8 @@ from sparse_bitnet.numerics.activation import quantize_activation
 
 OPERATOR = Operator(__name__, (Backend("gpu_triton", needs=("triton",)), Backend("reference")))
 COMPILE_OPTIONS: dict[str, Any] = {"triton.tiling_prevents_reduction_fusion": False, "split_reductions": False}
-"""For `torch.compile(model, options=...)` of an accelerated model that writes up to 64 sequences: see above."""
-
-MOST_TOKENS = 64
-
-
-def is_fused(x: Tensor) -> bool:
-    """Whether a product of x [..., I] is traced, and of so few tokens that launches count."""
-    return torch.compiler.is_compiling() and x.numel() <= MOST_TOKENS * x.shape[-1]
+"""For `torch.compile(model, options=...)` of an accelerated model that writes up to 64 sequences: with them all that
+stands between two of its products, quantisation and norm, is one kernel."""
 
 
 def quantize_and_multiply(
@@ -36,7 +30,7 @@ def quantize_and_multiply(
 ) -> Tensor:
     """`packed_linear` of a weight [O, B] uint8 in the format i2."""
     codes, token_scale = quantize_activation(x.reshape(-1, layout.in_features), layout.activations)  # [T, I], [T, 1]
-    by_byte = pad(codes, (0, 4 * weight.shape[1] - layout.in_features)).view(len(codes), -1, 4, 1)
+    by_byte = pad(codes, (0, 4 * weight.shape[1] - layout.in_features)).view(-1, weight.shape[1], 4, 1)
     planes, total = by_byte.contiguous(memory_format=torch.channels_last), codes.sum(-1, dtype=torch.int32)
     y = packed_product(planes, total, token_scale, weight, scale, bias, list(layout.parts), x.dtype)
     return y.view(*x.shape[:-1], len(weight))
@@ -55,8 +49,8 @@ def packed_product(
 ) -> Tensor:
     """y [T, O] in `dtype` = (codes . weight^T) * scale / token_scale + bias, rounded once. Without gradient.
 
-    codes [T, B, 4, 1] int8, best channels last, which is planes in memory: [T, 4, B]; total [T] int32, their sum;
-    token_scale [T, 1] fp32; weight [O, B] uint8 in the format i2; scale [P] fp32.
+    codes [T, B, 4, 1] int8, of no cost if channels last, which is planes in memory: [T, 4, B]; total [T] int32, their
+    sum; token_scale [T, 1] fp32; weight [O, B] uint8 in the format i2; scale [P] fp32.
     """
     return OPERATOR.run(codes, total, token_scale, weight, scale, bias, tuple(parts), dtype)
 

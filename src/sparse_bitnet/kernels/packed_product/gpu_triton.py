@@ -15,6 +15,8 @@ def supports(
     codes: Tensor, total: Tensor, token_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None,
     parts: Parts, dtype: torch.dtype,
 ) -> str | None:  # fmt: skip
+    if not weight.is_contiguous():
+        return "the weight is not contiguous"  # and what makes it so may not be over when it is read
     layout = PackedLayout("i2", 4 * weight.shape[1], "int8", parts)
     return gpu_triton.supports(token_scale.new_empty(0, dtype=dtype), weight, scale, bias, layout)
 
@@ -26,7 +28,8 @@ def run(
     tokens, row_bytes = codes.shape[:2]
     y = torch.empty(tokens, len(weight), dtype=dtype, device=codes.device)
     if y.numel():
-        planes = codes.permute(0, 2, 1, 3).reshape(tokens, 4, row_bytes)
+        planes = codes.permute(0, 2, 1, 3).reshape(tokens, 4, row_bytes).contiguous()
         tile = gpu_triton.choose_tile(tokens, *weight.shape)
-        gpu_triton.multiply(planes, total[None], token_scale, weight.contiguous(), scale, bias, parts, y, tile)
+        sums, scales = total.contiguous()[None], token_scale.contiguous()
+        gpu_triton.multiply(planes, sums, scales, weight, scale, bias, parts, y, tile)
     return y

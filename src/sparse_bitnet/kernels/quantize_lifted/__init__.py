@@ -12,10 +12,11 @@ from torch import Tensor
 
 from sparse_bitnet.formats.windows import WINDOW, lift_activation, lifted_width
 from sparse_bitnet.kernels.dispatch import Backend, Operator
+from sparse_bitnet.kernels.tracing import is_traced_with_few_tokens
 from sparse_bitnet.numerics.activation import quantize_activation
 from sparse_bitnet.recipe import Activations
 
-WIDEST_FUSED, FEW_TOKENS = 4096, 64
+WIDEST_FUSED = 4096
 OPERATOR = Operator(
     __name__,
     (Backend("gpu_cuda", needs=("cuda.bindings",)), Backend("gpu_triton", needs=("triton",)), Backend("reference")),
@@ -34,10 +35,11 @@ def quantize_lifted(x: Tensor, activations: Activations, m: int) -> tuple[Tensor
 def quantize_and_lift(x: Tensor, activations: Activations, m: int, keep: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """The same, and the codes [..., I] before the lift, which a backward pass needs; they mean nothing without `keep`.
 
-    torch.compile sees plain mathematics where that is the faster: it fuses it with the norm before, and does it once
-    for the layers that share x. Where tokens are wide it reads them twice, so many wide ones have their own kernel.
+    torch.compile sees plain mathematics where that is the faster: in training, and for few tokens. It fuses it with the
+    norm before, and does it once for the layers that share x. Many wide tokens it would read twice.
     """
-    if torch.compiler.is_compiling() and (x.shape[-1] <= WIDEST_FUSED or x.numel() <= FEW_TOKENS * x.shape[-1]):
+    is_fused = keep and torch.compiler.is_compiling() and x.shape[-1] <= WIDEST_FUSED
+    if is_fused or is_traced_with_few_tokens(x):
         codes, scale = quantize_activation(x, activations)
         return lift_activation(codes, m).contiguous(), scale, codes
     lifted, scale, codes = _quantize_lifted(x, activations, m, keep)

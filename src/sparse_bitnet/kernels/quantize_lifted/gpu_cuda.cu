@@ -22,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) quantize_lifted(
     const uint4* x, uint4* lifted, uint2* codes, float* scales, int eights, int chunks) {
     extern __shared__ __align__(16) unsigned char row[];  // the token's codes before the lift
     __shared__ u32 largest[THREADS / 32];
-    asm volatile("griddepcontrol.launch_dependents;\n griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.wait;\n griddepcontrol.launch_dependents;" ::: "memory");
     u32 held[HELD][WORDS];
     const uint4* token = x + (size_t)blockIdx.x * eights * (WORDS / 4);
 #pragma unroll

@@ -19,7 +19,10 @@ COLUMNS_MULTIPLE, ROWS_MULTIPLE = 16, 8  # of K and of O, which the copies of wh
 
 @dataclass(frozen=True)
 class SparseWeight:
-    """Fragments [G, S, 128, 4] int32 (formats/fragments.py), row_scale [O] or [1] and bias [O] or None, both fp32."""
+    """Fragments [G, S, 128, 4] int32 (formats/fragments.py), row_scale [O] or [1] and bias [O] or None, both fp32.
+
+    Fragments are not to be what the launch right before the product writes: a GPU may read them while that one ends.
+    """
 
     fragments: Tensor
     row_scale: Tensor

@@ -192,7 +192,8 @@ __device__ __forceinline__ Place place_of(int tile, int row_tiles, int token_til
     return {band * BAND + inside % height, inside / height};
 }
 
-extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, BLOCKS_AT_ONCE) __cluster_dims__(CLUSTER, 1, 1) sparse_product(
+extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, BLOCKS_AT_ONCE)
+__cluster_dims__(CLUSTER, 1, 1) sparse_product(
     const __grid_constant__ TensorMap activations, const __grid_constant__ TensorMap result, const uint4* fragments,
     const float* token_scale, const float* row_scale, const float* bias, int row_scales, int tokens, int out_features,
     int groups, int stages, int row_tiles, int token_tiles) {
@@ -212,7 +213,6 @@ extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, BLOCKS_AT_ON
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     meet_cluster();
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
     // A cluster takes every so manyth tile; one that splits columns, a single one.
     int begin = stages * split / SPLITS, end = stages * (split + 1) / SPLITS;
     int first = blockIdx.x / CLUSTER, step = gridDim.x / CLUSTER, all_tiles = row_tiles * token_tiles;
@@ -268,6 +268,7 @@ extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, BLOCKS_AT_ON
         float2* factors = (float2*)(memory + FACTORS) + warpgroup * TOKENS;
         int d[SUMS];
         wait_for_launch_before();
+        asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
         for (int tile = first; tile < all_tiles; tile += step) {
             Place place = place_of(tile, row_tiles, token_tiles);
             int token = place.token_tile * TOKENS;

@@ -28,6 +28,8 @@ def supports(codes: Tensor, token_scale: Tensor, weight: SparseWeight, dtype: to
         return f"{codes.shape[-1]} lifted columns are not a multiple of {COLUMNS_MULTIPLE}, or are none"
     if codes.shape[-1] > MOST_COLUMNS:
         return f"{codes.shape[-1]} lifted columns are more than {MOST_COLUMNS}"
+    if not weight.fragments.is_contiguous():
+        return "the fragments are not contiguous"  # and what makes them so may not be over when they are read
     if weight.out_features % ROWS_MULTIPLE:
         return f"out_features={weight.out_features} are not a multiple of {ROWS_MULTIPLE}"
     return None
@@ -41,7 +43,7 @@ def run(
     if not y.numel():
         return y
     codes, token_scale = codes.contiguous(), token_scale.contiguous()
-    fragments, row_scale = weight.fragments.contiguous(), weight.row_scale.contiguous()
+    fragments, row_scale = weight.fragments, weight.row_scale.contiguous()
     bias = None if weight.bias is None else weight.bias.contiguous()
     tokens, columns, scales = token_scale.numel(), codes.shape[-1], row_scale.numel()
     groups, stages = fragments.shape[:2]
