@@ -72,13 +72,26 @@ def test_no_speed_is_told_of_another_model() -> None:
 
 def test_memory_is_that_of_the_layers() -> None:
     bench = GenerationBench("tiny", ("dense", "2:4"), (), (3,), vocabulary=320, repeats=1)
-    dense, packed = bench_generation(bench, CPU)["memory"]
+    *_, result = bench_generation(bench, CPU)
+    dense, packed = result["memory"]
     weights = 4 * (2 * 192 * 192 + 2 * 64 * 192 + 3 * 192 * 512)
     biases = 4 * (192 + 64 + 64)
     assert dense["linears_bytes"] == 4 * (weights + biases)
     assert packed["linears_bytes"] == weights // 4 + 4 * biases + 4 * 4 * 7
     assert dense["state_bytes"] - dense["linears_bytes"] == packed["state_bytes"] - packed["linears_bytes"]
     assert packed["share_of_dense"]["linears_bytes"] == packed["linears_bytes"] / dense["linears_bytes"]
+
+
+def test_what_is_measured_stays_where_a_measurement_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sparse_bitnet.bench.generation._prefill", stop)
+    file = tmp_path / "generation.json"
+    CliRunner().invoke(
+        app, ["bench", "generation", "--batch", "1", "--prompt", "7", *SMALL.split(), "--json", str(file)]
+    )
+    assert [(row["system"], row["batch"]) for row in json.loads(file.read_text())["decode"]] == [("dense", 1)]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ Shapes: S sequences, P tokens of a prompt, L places of the cache, V vocabulary.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -76,8 +76,11 @@ class GenerationBench:
 
 
 @torch.no_grad()
-def bench_generation(bench: GenerationBench, device: torch.device) -> dict[str, Any]:
-    """Rows of decoding and of prompts by system, with ratios to dense; ValueError where a system computes otherwise."""
+def bench_generation(bench: GenerationBench, device: torch.device) -> Iterator[dict[str, Any]]:
+    """Rows of decoding and of prompts by system, with ratios to dense: after each, what there is by then.
+
+    ValueError where a system computes otherwise.
+    """
     result: dict[str, Any] = {"settings": asdict(bench), "decode": [], "prefill": [], "memory": [], "choices": {}}
     for system in bench.systems:
         _forget(device)
@@ -91,11 +94,11 @@ def bench_generation(bench: GenerationBench, device: torch.device) -> dict[str, 
         result["memory"].append({"system": system, **_bytes(model), "held_bytes": _allocated(device) - before})
         for batch in bench.batches:
             result["decode"].append({"system": system, **_decode(bench, model, batch, device)})
+            yield _compared(result)
         for length in bench.prompts:
             result["prefill"].append({"system": system, **_prefill(bench, model, length, device)})
+            yield _compared(result)
         del model
-    _compare(result)
-    return result
 
 
 def _model(bench: GenerationBench, system: str, device: torch.device) -> PreTrainedModel:
@@ -191,8 +194,8 @@ def _peak(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
-def _compare(result: dict[str, Any]) -> None:
-    """Ratios to the dense system where that is measured too."""
+def _compared(result: dict[str, Any]) -> dict[str, Any]:
+    """With ratios to the dense system where that is measured too."""
     for rows, size in (("decode", "batch"), ("prefill", "tokens")):
         dense = {row[size]: row["ms"] for row in result[rows] if row["system"] == DENSE}
         for row in result[rows]:
@@ -201,3 +204,4 @@ def _compare(result: dict[str, Any]) -> None:
     for base in [row for row in result["memory"] if row["system"] == DENSE]:
         for row in result["memory"]:
             row["share_of_dense"] = {key: row[key] / base[key] for key in BYTES if base[key]}
+    return result

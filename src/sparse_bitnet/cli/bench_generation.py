@@ -50,11 +50,12 @@ def generation(
         preset, tuple(systems.split(",")), batches, prompts, context, vocabulary, attention,
         tuple(inductor.split(",")) if inductor else (), repeats, not no_fuse, profile,
     )  # fmt: skip
-    result = bench_generation(bench, torch.device(choose_device(device)))
+    result: dict[str, Any] = {}
+    for result in bench_generation(bench, torch.device(choose_device(device))):
+        write_figures(json, result, bench.seed)  # a long measurement that is stopped leaves what it has
     for system, choices in result["choices"].items():
         print(system, *choices, sep="\n")
     _tell(result)
-    write_figures(json, result, bench.seed)
 
 
 def prefill(
