@@ -7,18 +7,17 @@ import pytest
 from sparse_bitnet.kernels.sparse_product.tiling import SHARED_BYTES, TILINGS, Tiling, best_tiling
 
 
-def at_once(clusters: dict[int, int], clusters_of_half: dict[int, int] | None = None) -> dict[Tiling, int]:
-    """Clusters by the number of their blocks: of those that have a multiprocessor to themselves, and that share it."""
-    by_blocks = {1: clusters, 2: clusters_of_half or {size: 2 * count for size, count in clusters.items()}}
-    return {tiling: by_blocks[tiling.blocks_at_once][tiling.cluster] for tiling in TILINGS}
+def at_once(clusters: dict[int, int]) -> dict[Tiling, int]:
+    """From clusters by the number of their blocks, each of which has a multiprocessor to itself."""
+    return {tiling: tiling.blocks_at_once * clusters[tiling.cluster] for tiling in TILINGS}
 
 
 H100 = at_once({2: 66, 4: 30, 8: 15})  # as the driver tells
 LIFTED = {"2:4": 1, "6:8": 1.5}  # columns, for each of the weight
 
 # Microseconds on an H100 SXM by rows, columns, pattern and tokens: medians of 7 replays of a CUDA graph, weights cold.
-# In the order of TILINGS: 256 tokens in 1, 2 and 4 splits, then 128, of which 8 stages
-# were in flight. Measured before there were tilings of 64.
+# In the order of TILINGS: 256 tokens in 1, 2 and 4 splits, then 128, of which 8 stages were in flight. Measured before
+# there were tilings of 64.
 MEASURED = {
     (2048, 11008, "2:4", 128): (40.6, 24.2, 27.6, 28.0, 16.8, 11.8),
     (2048, 11008, "2:4", 256): (40.6, 24.2, 17.9, 27.8, 17.0, 22.5),
