@@ -70,7 +70,10 @@ __device__ __forceinline__ void meet_cluster() {
     asm volatile("barrier.cluster.arrive.release.aligned;\n barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-__device__ __forceinline__ void wait_for_launch_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+// By every thread that has work: the launch after may begin once all of them have been here, or have ended.
+__device__ __forceinline__ void wait_for_launch_before() {
+    asm volatile("griddepcontrol.wait;\n griddepcontrol.launch_dependents;" ::: "memory");
+}
 
 __device__ __forceinline__ void meet_warpgroup(int warpgroup) {
     asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
@@ -268,7 +271,6 @@ __cluster_dims__(CLUSTER, 1, 1) sparse_product(
         float2* factors = (float2*)(memory + FACTORS) + warpgroup * TOKENS;
         int d[SUMS];
         wait_for_launch_before();
-        asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
         for (int tile = first; tile < all_tiles; tile += step) {
             Place place = place_of(tile, row_tiles, token_tiles);
             int token = place.token_tile * TOKENS;
