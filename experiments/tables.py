@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import product
 
 from experiments.results import Results
-from experiments.settings import Run, Scale, full_precision, sign, ternary, turning_sparse
+from experiments.settings import Run, Scale, full_precision, of_trend, sign, ternary, turning_sparse
 
 PATTERNS = ("8:8", "7:8", "6:8", "5:8", "4:8", "3:8", "2:8")
 SWEPT = ("8:8", "6:8")
@@ -72,6 +72,12 @@ def larger(scale: Scale, results: Results) -> list[Run]:
     return [run for seed, size in sizes for run in _both(scale, results, size, LARGER, (seed,))]
 
 
+def trend(scale: Scale, results: Results) -> list[Run]:
+    """All sizes with the same tokens, so few that no text is read often: how the degradation changes with size alone."""
+    sizes = product(scale.seeds, scale.sizes)
+    return [of_trend(scale, run) for seed, size in sizes for run in _both(scale, results, size, LARGER, (seed,))]
+
+
 def ablations(scale: Scale, results: Results) -> list[Run]:
     """Table B: one choice of the method changed at a time, and dense-to-sparse."""
     rate, size = chosen_rate(scale, results, "ternary"), scale.sizes[0]
@@ -97,7 +103,8 @@ def frontier(scale: Scale, results: Results) -> list[Run]:
 
 
 TABLES: dict[str, Callable[[Scale, Results], list[Run]]] = {
-    "sweep": sweep, "claim": claim, "ablations": ablations, "frontier": frontier, "larger": larger,
+    "sweep": sweep, "claim": claim, "ablations": ablations, "frontier": frontier, "trend": trend,
+    "larger": larger,
 }  # fmt: skip
 """In the order of their weight; all but the sweep wait for the rates that it finds."""
 

@@ -58,7 +58,8 @@ def test_other_tables_wait_for_the_sweep(tmp_path: Path) -> None:
     results.finish(sweep(PAPER, results))
     asked = {name: TABLES[name](PAPER, results) for name in TABLES}
     assert {name: len(runs) for name, runs in asked.items()} == {
-        "sweep": 12, "claim": 7 * 2 * 3, "ablations": 2 * 7 * 3, "frontier": 14 * 3, "larger": 2 * 3 * 2 * 3,
+        "sweep": 12, "claim": 7 * 2 * 3, "ablations": 2 * 7 * 3, "frontier": 14 * 3, "trend": 3 * 3 * 2 * 3,
+        "larger": 2 * 3 * 2 * 3,
     }  # fmt: skip
     assert all(run.seed != PAPER.sweep_seed for name in asked if name != "sweep" for run in asked[name])
     seeds = [run.seed for run in asked["claim"]]
