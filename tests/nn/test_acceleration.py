@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sparse_bitnet import PackedLinear, Recipe, SparseBitLinear, accelerate, convert, prepare
-from sparse_bitnet.nn.acceleration import fast_weight
+from sparse_bitnet.nn.acceleration import NEVER, Choice, compiled_products, fast_weight
 
 RECIPES = [Recipe("2:4"), Recipe("6:8"), Recipe("6:8", activations="int4"), Recipe("3:4", values="sign")]
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -34,6 +34,9 @@ def test_both_products_are_the_layer(recipe: Recipe) -> None:
     if has_fragments:
         torch.testing.assert_close(fast.multiply_sparse(x), layer(x))
         torch.testing.assert_close(replace(fast, sparse_from=10)(x), layer(x))
+    for name, product in compiled_products(x, fast).items():  # what is measured for the compiler is the product too
+        if name == "packed" or has_fragments:
+            torch.testing.assert_close(product(fast).view(2, 5, -1), layer(x))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.key)
@@ -56,6 +59,41 @@ def test_compiled_the_product_alone_is_an_operator_and_all_is_the_layer(recipe: 
     many = torch.randn(65, layer.in_features)
     assert torch.equal(torch.compile(fast, backend=keep, fullgraph=True)(many), layer(many))
     assert "packed_linear" in graphs[1].code
+
+
+@pytest.mark.parametrize(("eager", "compiled"), [(NEVER, 8), (8, NEVER)])
+def test_the_compiler_has_a_threshold_of_its_own_for_few_tokens(eager: int, compiled: int) -> None:
+    layer = PackedLinear.from_latent(SparseBitLinear(192, 96, recipe=Recipe("2:4")))
+    fast = replace(fast_weight(layer, True), sparse_from=eager, compiled_sparse_from=compiled)
+    graphs: list[str] = []
+    torch.compiler.reset()
+
+    def keep(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        graphs.append(graph.code)
+        return graph.forward
+
+    run = torch.compile(fast, backend=keep, fullgraph=True, dynamic=False)
+    for tokens in (4, 8, 65):
+        x = torch.randn(tokens, 192)
+        torch.testing.assert_close(run(x), layer(x))
+    assert ["sparse_product" in code for code in graphs] == [False, compiled == 8, eager == 8]
+
+
+def test_sparse_tensor_cores_are_chosen_from_where_they_are_never_slower() -> None:
+    def times(*sparse: float) -> dict[int, dict[str, float]]:
+        return {n: {"packed": 2.0, "sparse": time} for n, time in zip((1, 64, 2048), sparse, strict=False)}
+
+    choice = Choice((64, 32), Recipe("2:4"), 3, times(1.0, 3.0, 2.0), times(2.0, 1.0), None)
+    assert (choice.sparse_from, choice.compiled_sparse_from) == (2048, 1)
+    assert str(choice).splitlines() == [
+        "3 layers of 64 x 32, 2:4",
+        "       1 tokens: packed 2.0, sparse 1.0 us: packed; compiled packed 2.0, sparse 2.0 us: sparse",
+        "      64 tokens: packed 2.0, sparse 3.0 us: packed; compiled packed 2.0, sparse 1.0 us: sparse",
+        "    2048 tokens: packed 2.0, sparse 2.0 us: sparse",
+    ]
+    none = Choice((64, 32), Recipe("7:8"), 1, {1: {"packed": 2.0}}, {1: {"packed": 1.0}}, "of 8, 7 are kept")
+    assert (none.sparse_from, none.compiled_sparse_from) == (NEVER, NEVER)
+    assert str(none).endswith("compiled packed 1.0 us: packed\n   no sparse: of 8, 7 are kept")
 
 
 def test_a_layer_that_is_cast_and_one_that_needs_gradients_let_it_be() -> None:

@@ -9,6 +9,7 @@ Shapes: T tokens, O out_features, I in_features, B bytes a row, P parts.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -25,15 +26,12 @@ COMPILE_OPTIONS: dict[str, Any] = {"triton.tiling_prevents_reduction_fusion": Fa
 stands between two of its products, quantisation and norm, is one kernel."""
 
 
-def quantize_and_multiply(
-    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, layout: PackedLayout
-) -> Tensor:
-    """`packed_linear` of a weight [O, B] uint8 in the format i2."""
+def quantize_planes(x: Tensor, layout: PackedLayout) -> tuple[Tensor, Tensor, Tensor]:
+    """codes, total and token_scale of `packed_product`, of x [..., I] float."""
     codes, token_scale = quantize_activation(x.reshape(-1, layout.in_features), layout.activations)  # [T, I], [T, 1]
-    by_byte = pad(codes, (0, 4 * weight.shape[1] - layout.in_features)).view(-1, weight.shape[1], 4, 1)
-    planes, total = by_byte.contiguous(memory_format=torch.channels_last), codes.sum(-1, dtype=torch.int32)
-    y = packed_product(planes, total, token_scale, weight, scale, bias, list(layout.parts), x.dtype)
-    return y.view(*x.shape[:-1], len(weight))
+    row_bytes = math.ceil(layout.in_features / 4)
+    by_byte = pad(codes, (0, 4 * row_bytes - layout.in_features)).view(-1, row_bytes, 4, 1)
+    return by_byte.contiguous(memory_format=torch.channels_last), codes.sum(-1, dtype=torch.int32), token_scale
 
 
 @torch.library.custom_op("sparse_bitnet::packed_product", mutates_args=())

@@ -70,7 +70,8 @@ __device__ __forceinline__ void meet_cluster() {
     asm volatile("barrier.cluster.arrive.release.aligned;\n barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// By every thread that has work: the launch after may begin once all of them have been here, or have ended.
+// Ahead of all that is read or written but weights. The launch after may begin then, and take for granted that what lies
+// before this one has ended.
 __device__ __forceinline__ void wait_for_launch_before() {
     asm volatile("griddepcontrol.wait;\n griddepcontrol.launch_dependents;" ::: "memory");
 }
