@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from experiments.results import Results
-from experiments.settings import Run, Scale, dense
+from experiments.settings import Run, Scale, dense, of_trend
 from experiments.statistics import Comparison, compare, holm
 from experiments.tables import MAKE, chosen_rate
 
@@ -32,9 +32,16 @@ def perplexities(scale: Scale, results: Results, values: str, ask: Ask) -> dict[
     return {seed: perplexity for seed, perplexity in found.items() if perplexity is not None}
 
 
-def by_pattern(scale: Scale, results: Results, size: str, values: str, pattern: str) -> dict[int, float]:
-    """Seed -> test perplexity of a pattern."""
-    return perplexities(scale, results, values, lambda seed, rate: MAKE[values](scale, size, pattern, seed, rate))
+def by_pattern(
+    scale: Scale, results: Results, size: str, values: str, pattern: str, in_trend: bool = False
+) -> dict[int, float]:
+    """Seed -> test perplexity of a pattern, in Table A or in the trend."""
+
+    def ask(seed: int, rate: float) -> Run:
+        run = MAKE[values](scale, size, pattern, seed, rate)
+        return of_trend(scale, run) if in_trend else run
+
+    return perplexities(scale, results, values, ask)
 
 
 def over(one: dict[int, float], base: dict[int, float]) -> list[float]:
@@ -42,7 +49,9 @@ def over(one: dict[int, float], base: dict[int, float]) -> list[float]:
     return [one[seed] / base[seed] for seed in sorted(one.keys() & base.keys())]
 
 
-def degradations(scale: Scale, results: Results, size: str, patterns: tuple[str, ...]) -> list[Degradation]:
+def degradations(
+    scale: Scale, results: Results, size: str, patterns: tuple[str, ...], in_trend: bool = False
+) -> list[Degradation]:
     """Each pattern but the dense one against its own dense model, and BF16 against ternary."""
     rows = []
     for pattern in patterns:
@@ -50,8 +59,8 @@ def degradations(scale: Scale, results: Results, size: str, patterns: tuple[str,
             continue
         ratios = {
             values: over(
-                by_pattern(scale, results, size, values, pattern),
-                by_pattern(scale, results, size, values, dense(pattern)),
+                by_pattern(scale, results, size, values, pattern, in_trend),
+                by_pattern(scale, results, size, values, dense(pattern), in_trend),
             )
             for values in MAKE
         }

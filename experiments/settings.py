@@ -126,8 +126,8 @@ class Scale:
 
 
 PAPER = Scale(("1.8m", "4.8m", "21m"), (100, 100, 15), (0, 1, 2), (2e-3, 4e-3, 8e-3))
-"""At 21 M weights 100 tokens each would be 71 times through the corpus of 30 M tokens; 15 are 11 times, and the tokens of
-the trend 4: read that often, text still teaches nearly what as much new text would (arXiv 2305.16264)."""
+"""At 21 M weights 100 tokens each would be 71 times through the corpus of 30 M tokens; 15 are 11 times. The trend's are
+4 times: read that often, text still teaches nearly what as much new text would (arXiv 2305.16264)."""
 TOY = Scale(("toy",), (1,), (0, 1), (2e-3, 8e-3), trend_tokens=40_000, sequence=64, batch=16, warmup_steps=20)
 """For a CPU, to see that everything runs and what the report looks like; it shows nothing else."""
 

@@ -73,7 +73,7 @@ def larger(scale: Scale, results: Results) -> list[Run]:
 
 
 def trend(scale: Scale, results: Results) -> list[Run]:
-    """All sizes with the same tokens, so few that no text is read often: how the degradation changes with size alone."""
+    """All sizes with as many tokens, so few that no text is read often: what size alone does to the degradation."""
     sizes = product(scale.seeds, scale.sizes)
     return [of_trend(scale, run) for seed, size in sizes for run in _both(scale, results, size, LARGER, (seed,))]
 
