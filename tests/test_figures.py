@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from statistics import median
+from typing import Any
 
 from fenced import ROOT
 from sparse_bitnet.kernels.sparse_product.tiling import DEPTH, TILINGS
@@ -15,6 +16,8 @@ INDEX, TUTORIAL, ON_GPUS, PERFORMANCE = (
     (ROOT / "docs" / page).read_text(encoding="utf-8")
     for page in ("index.md", "tutorial.md", "how-to/train-on-gpus.md", "explanation/performance.md")
 )
+LAYERS, PROMPTS = 36, (2048, 8192)  # of the 3B shape
+BANDWIDTH = 3.35e12  # bytes a second of an H100's memory, by the data sheet
 RESULTS = {file.stem: json.loads(file.read_text()) for file in (ROOT / "benchmarks" / "results").glob("*.json")}
 
 
@@ -123,8 +126,7 @@ def test_the_sparse_forward_is_that_of_the_result_files() -> None:
     dense, sparse = (row["kernels"] for row in RESULTS["train-3b-6of8-checkpointed-h100"]["systems"])
     of_all, of_sparse = (sum(kernel["ms"] for kernel in kernels) for kernels in (dense, sparse))
     alone = next(kernel["ms"] for kernel in sparse if kernel["kernel"] == "sparse_product")
-    layers = 36
-    replaced = sum(k["ms"] for k in dense if re.fullmatch("nvjet.*_TN[NT]", k["kernel"]) and k["calls"] % layers == 0)
+    replaced = sum(k["ms"] for k in dense if re.fullmatch("nvjet.*_TN[NT]", k["kernel"]) and k["calls"] % LAYERS == 0)
     assert f"products take {alone:.0f} ms of kernels instead of {replaced:.0f}" in told
     assert f"a step {of_sparse:.0f} instead of {of_all:.0f}:" in told
     assert 0.6 < 1 - (of_all - of_sparse) / (replaced - alone) < 0.72  # two thirds
@@ -174,18 +176,21 @@ def test_the_speeds_on_a_gpu_are_those_of_the_result_files() -> None:
 
 def test_the_speeds_of_whole_models_on_a_gpu_are_those_of_the_result_files() -> None:
     told = " ".join(PERFORMANCE.split())
-    two, six = (RESULTS[f"generation-3b-{pattern}-h200"] for pattern in ("2of4", "6of8"))
+    two, six, many = (RESULTS[f"generation-3b-{name}-h100"] for name in ("2of4", "6of8", "64"))
     rows = []
-    for pattern, result, batches in (("2:4", two, (1, 64)), ("6:8", six, (64,))):
-        written = [row for row in result["decode"] if row["batch"] in batches]
-        read = [row for row in result["prefill"] if row["tokens"] == 8192]
-        for dense in (row for row in [*written, *read] if row["system"] == "dense"):
-            what = "batch" if "batch" in dense else "tokens"
-            (ours,) = (row for row in [*written, *read] if row["system"] == pattern and row.get(what) == dense[what])
-            name = {1: "one sequence, a step", 64: "64 sequences, a step", 8192: "a prompt of 8,192"}[dense[what]]
+    for pattern, result in (("2:4", two), ("6:8", six)):
+        one = [row for row in result["decode"] if row["batch"] == 1]
+        for found in (
+            one,
+            many["decode"],
+            *([row for row in result["prefill"] if row["tokens"] == n] for n in PROMPTS),
+        ):
+            dense, ours = (next(row for row in found if row["system"] == system) for system in ("dense", pattern))
+            name = {1: "one sequence, a step", 64: "64 sequences, a step"}.get(dense.get("batch"))
+            name = name or f"a prompt of {dense['tokens']:,}"
             speeds = f"{ours['times_dense']:.2f} | {ours['tokens_per_second']:,.0f}"
             rows.append(f"| {name}, {pattern} | {dense['ms']:.2f} | {ours['ms']:.2f} | {speeds} |")
-    assert len(rows) == 5
+    assert len(rows) == 8
     assert [row for row in rows if row not in PERFORMANCE] == []
     shares = [result["memory"][1]["share_of_dense"] for result in (two, six)]
     held = [100 * share["held_bytes"] for share in shares]
@@ -195,12 +200,25 @@ def test_the_speeds_of_whole_models_on_a_gpu_are_those_of_the_result_files() -> 
     layers, head = (kernel["ms"] for kernel in step["kernels"][:2])
     assert step["kernels"][0]["kernel"] == "decoder_step"
     assert f"Layers take {layers:.2f} of {step['ms']:.2f} ms, the head, which is bf16 in both, {head:.2f}." in told
-    assert f"would take {1e3 * two['memory'][1]['linears_bytes'] / 4.8e12:.2f} ms by the data sheet" in told
-    dense, two, six = RESULTS["generation-3b-64-h100"]["decode"]
-    assert f"takes {two['ms']:.2f} ms with them, beside {dense['ms']:.2f} ms, {two['times_dense']:.2f} times" in told
-    kernels = sum(kernel["ms"] for kernel in six["kernels"])
-    assert f"took {six['ms']:.2f} ms, {six['times_dense']:.2f} times, by packed products" in told
-    assert f"added up and scaled: {kernels:.2f} ms of kernels" in told
+    assert f"would take {1e3 * two['memory'][1]['linears_bytes'] / BANDWIDTH:.2f} ms by the data sheet" in told
+    alone, together = (row["ms"] for row in RESULTS["generation-3b-sdpa-h100"]["decode"])
+    assert f"takes {alone:.2f} ms for one sequence and {together:.2f} for 64" in told
+    ratios = alone / step["ms"], together / many["decode"][1]["ms"]
+    assert f"packed 2:4 is {ratios[0]:.1f} and {ratios[1]:.1f} times as fast" in told
+    layers, products, attention = zip(*(microseconds_of_a_layer(row["kernels"]) for row in many["decode"]), strict=True)
+    assert f"take {layers[0]:.0f} us in bf16 and {layers[1]:.0f} with 2:4, of which attention is" in told
+    assert f"is {attention[0]:.0f} in both and products are {products[0]:.0f} and {products[1]:.0f}." in told
+    roofs = [1e6 * row["linears_bytes"] / LAYERS / BANDWIDTH for row in many["memory"]]
+    assert f"would take {roofs[0]:.0f} and {roofs[1]:.0f} us by the data sheet" in told
+    chosen = [line for shape in many["choices"]["6:8"] for line in shape.splitlines() if "tokens:" in line]
+    assert [sum("us: sparse" in line.split(";")[way] for line in chosen) for way in (0, 1)] == [2, 0]
+
+
+def microseconds_of_a_layer(kernels: list[dict[str, Any]]) -> tuple[float, float, float]:
+    """All of them, products, attention: of what runs in every layer, or in every few."""
+    per_layer = [(kernel["kernel"], 1e3 * kernel["ms"] / LAYERS) for kernel in kernels if kernel["calls"] > 1]
+    sums = (re.compile(pattern) for pattern in ("", "nvjet|splitK|_multiply|_finish_splits|^sparse_product", "sdpa"))
+    return tuple(sum(time for name, time in per_layer if found.search(name)) for found in sums)  # type: ignore[return-value]
 
 
 def test_the_speeds_on_a_cpu_are_those_of_the_result_file() -> None:
