@@ -23,9 +23,11 @@ class Degradation:
     p: float | None
 
 
-def perplexities(scale: Scale, results: Results, values: str, ask: Ask) -> dict[int, float]:
+def perplexities(
+    scale: Scale, results: Results, values: str, ask: Ask, trend_of: str | None = None
+) -> dict[int, float]:
     """Seed -> test perplexity of the runs that `ask` makes at the rate chosen for `values`; those that are done."""
-    rate = chosen_rate(scale, results, values)
+    rate = chosen_rate(scale, results, values, trend_of)
     if rate is None:
         return {}
     found = {seed: results.perplexity(ask(seed, rate)) for seed in scale.seeds}
@@ -41,7 +43,7 @@ def by_pattern(
         run = MAKE[values](scale, size, pattern, seed, rate)
         return of_trend(scale, run) if in_trend else run
 
-    return perplexities(scale, results, values, ask)
+    return perplexities(scale, results, values, ask, size if in_trend else None)
 
 
 def over(one: dict[int, float], base: dict[int, float]) -> list[float]:

@@ -70,8 +70,8 @@ def degradation(scale: Scale, results: Results) -> Figure | None:
 
 
 def trend(scale: Scale, results: Results) -> Figure | None:
-    by_size = {size: degradations(scale, results, size, LARGER) for size in scale.sizes}
-    if not any(any(row.ratios.values()) for size in scale.sizes[1:] for row in by_size[size]):
+    by_size = {size: degradations(scale, results, size, LARGER, in_trend=True) for size in scale.sizes}
+    if not any(any(row.ratios.values()) for rows in by_size.values() for row in rows):
         return None
     figure, panels = plt.subplots(1, len(LARGER) - 1, figsize=(7, 3), sharey=True)
     for axes, pattern in zip(panels, LARGER[1:], strict=True):

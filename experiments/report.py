@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from experiments import section_choices, section_claim, sections
+from experiments import section_choices, section_claim, section_sizes, sections
 from experiments.results import Results
 from experiments.settings import PAPER, TOY, Scale
 from sparse_bitnet.checkpoint.directory import write_text
@@ -28,7 +28,9 @@ def report_text(scale: Scale, results: Results, figures: dict[str, str]) -> str:
         sections.method(scale, results),
         sections.learning_rates(scale, results),
         section_claim.table_a(scale, results),
-        section_claim.larger_sizes(scale, results),
+        section_sizes.over_sizes(scale, results),
+        section_sizes.repeated_text(scale, results),
+        section_sizes.zero_shot(scale, results),
         section_choices.table_b(scale, results),
         section_choices.table_c(scale, results),
         sections.figures(figures),

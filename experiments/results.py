@@ -42,6 +42,11 @@ class Results:
             return None
         return float("inf") if result["diverged_at"] is not None else float(result["perplexity"][split])
 
+    def passes(self, tokens: int) -> str:
+        """How often a run of so many tokens reads the text that these were trained on; "?" where there are none."""
+        read = [result["corpus"]["tokens"]["train"] for result in self.found.values()]
+        return f"{tokens / read[0]:.0f}" if read else "?"
+
     def pack(self, archive: Path, keys: list[str]) -> None:
         """Write the files of some results into one .tar.xz, to be unpacked in `directory` elsewhere."""
         buffer = io.BytesIO()

@@ -12,8 +12,9 @@ from experiments.tables import (
     TABLES,
     chosen_rate,
     missing,
-    sweep,
+    swept,
     swept_loss,
+    swept_rates,
 )  # fmt: skip
 from experiments.wording import NAMES, NOT_YET, table, values_of
 
@@ -21,7 +22,8 @@ LEVEL = 0.05
 
 
 def heading(scale: Scale, results: Results) -> str:
-    found = list(results.found.values())
+    asked = {run.key for runs in TABLES.values() for run in runs(scale, results)}
+    found = [result for key, result in results.found.items() if key in asked]
     hardware = sorted({gpu for result in found for gpu in result["gpus"]} or {result["cpu"] for result in found})
     commits = sorted({str(result["commit"]) for result in found})
     left = len(missing(scale, results, list(TABLES)))
@@ -30,7 +32,8 @@ def heading(scale: Scale, results: Results) -> str:
 
 The tables of arXiv 2603.05168, re-run at a scale that one GPU has done in minutes, with seeds and intervals. Made by
 `python -m experiments.report` from `experiments/results/runs/`; nothing here is typed. {made} Of the runs that the
-tables ask for as far as is known now, {left} are missing."""
+tables ask for as far as is known now, {left} are missing. {len(results.found) - len(found)} more were made that no
+table asks for any longer; [the log](LOG.md) tells of them."""
 
 
 def in_short(scale: Scale, results: Results) -> str:
@@ -91,32 +94,39 @@ pattern alike; "over dense" divides by the dense model of the same precision and
 
 def learning_rates(scale: Scale, results: Results) -> str:
     rows = []
-    for values, name in NAMES.items():
-        chosen = chosen_rate(scale, results, values)
-        runs = [run for run in sweep(scale, results) if run.recipe.values == values]
-        for rate in sorted({run.learning_rate for run in runs}):
-            each = {
-                str(run.recipe.pattern): results.perplexity(run, "valid") for run in runs if run.learning_rate == rate
-            }
-            loss = swept_loss(scale, results, values, rate)
-            rows.append(
-                [
-                    name,
-                    f"{rate:g}",
-                    *(NOT_YET if each[pattern] is None else f"{each[pattern]:.2f}" for pattern in SWEPT),
-                    NOT_YET if loss is None else f"{loss:.4f}",
-                    "chosen" if rate == chosen else "",
-                ]
-            )
+    for trend_of in (None, *scale.sizes):
+        for values, name in NAMES.items():
+            chosen = chosen_rate(scale, results, values, trend_of)
+            for rate in swept_rates(scale, results, values, trend_of):
+                found = [results.perplexity(run, "valid") for run in swept(scale, values, rate, trend_of)]
+                loss = swept_loss(scale, results, values, rate, trend_of)
+                rows.append(
+                    [
+                        f"trend, {trend_of}" if trend_of else f"all others, {scale.sizes[0]}",
+                        name,
+                        f"{rate:g}",
+                        *(NOT_YET if perplexity is None else f"{perplexity:.2f}" for perplexity in found),
+                        NOT_YET if loss is None else f"{loss:.4f}",
+                        "chosen" if rate == chosen else "",
+                    ]
+                )
+    header = [
+        "for, at",
+        "precision",
+        "rate",
+        *(f"validation perplexity {pattern}" for pattern in SWEPT),
+        "mean loss",
+        "",
+    ]
     return f"""## Learning rates
 
-Each precision has its own, chosen by the same rule: the lowest validation loss, mean of dense and 6:8, at
-{scale.sizes[0]} and full length, with a seed ({scale.sweep_seed}) that no table uses; where the best was the lowest
-or highest tried, the next was tried too. So all patterns of a precision share a rate that favours neither dense nor
-sparse. `sign` takes that of ternary. Larger models take it times their width's share of the smallest's: 1 / width,
-for both precisions.
+Each precision has its own, chosen by the same rule: the lowest validation loss, mean of dense and 6:8, at full length,
+with a seed ({scale.sweep_seed}) that no table uses; where the best was the lowest or highest tried, the next was tried
+too. So all patterns of a precision share a rate that favours neither dense nor sparse. `sign` takes that of ternary.
+Rates are told as of {scale.sizes[0]}; larger models take them times their width's share of the smallest's: 1 / width,
+for both precisions. For the trend they are chosen at each size.
 
-{table(["precision", "rate", *(f"validation perplexity {pattern}" for pattern in SWEPT), "mean loss", ""], rows)}"""
+{table(header, rows)}"""
 
 
 def figures(drawn: dict[str, str]) -> str:
@@ -126,18 +136,15 @@ def figures(drawn: dict[str, str]) -> str:
 
 
 def limits(scale: Scale, results: Results) -> str:
-    small, large = scale.sizes[0], scale.sizes[-1]
+    small, tokens = scale.sizes[0], sorted(map(scale.tokens, scale.sizes))
     seen = [value for values in MAKE for value in by_pattern(scale, results, small, values, "8:8").values()]
     reached = f"{min(seen):.0f} to {max(seen):.0f}" if seen else NOT_YET
-    read = [result["corpus"]["tokens"]["train"] for result in results.found.values()]
-    times = (
-        f"{scale.tokens(small) / read[0]:.0f} to {scale.tokens(large) / read[0]:.0f} times" if read else "several times"
-    )
+    times = f"{results.passes(tokens[0])} to {results.passes(tokens[-1])} times"
     return f"""## What this cannot tell
 
-* Novels of one language stand for RefineWeb, and {scale.tokens(small) / 1e6:.0f} M to {scale.tokens(large) / 1e6:.0f} M
-  tokens of training for 50 B. Runs read the text {times} over; sparsity also regularises, which favours sparse models
-  the more often text is repeated.
+* Novels of one language stand for RefineWeb, and {tokens[0] / 1e6:.0f} M to {tokens[-1] / 1e6:.0f} M tokens of training
+  for 50 B. Runs read the text {times}, which favours sparse models, as they learn less of it by heart; those of the
+  trend over sizes read it {results.passes(scale.trend_tokens)} times.
 * Perplexities of dense models ({small}: {reached}) are far from the paper's 26, of another text and vocabulary, and
   in models this small the embedding holds as many parameters as the layers that are made sparse, or more.
 * The paper's own sizes take 0.5 B parameters and 50 B tokens: 1.5e20 operations a run, about 100 hours of one H100 at

@@ -108,6 +108,7 @@ class Scale:
 
     tokens_a_weight  of each size. The paper trained 0.5 B parameters on about 50 B tokens, 100 a parameter
     trend_tokens     of every size alike, where degradations are compared over sizes
+    trend_batch      sequences a step there: fewer, as few tokens would make few steps
     rates            learning rates of the first round of the sweep, for the smallest size
     """
 
@@ -116,6 +117,7 @@ class Scale:
     seeds: tuple[int, ...]
     rates: tuple[float, ...]
     trend_tokens: int = 119_000_000
+    trend_batch: int = 128
     sequence: int = 256
     batch: int = 512
     warmup_steps: int = 100
@@ -128,7 +130,9 @@ class Scale:
 PAPER = Scale(("1.8m", "4.8m", "21m"), (100, 100, 15), (0, 1, 2), (2e-3, 4e-3, 8e-3))
 """At 21 M weights 100 tokens each would be 71 times through the corpus of 30 M tokens; 15 are 11 times. The trend's are
 4 times: read that often, text still teaches nearly what as much new text would (arXiv 2305.16264)."""
-TOY = Scale(("toy",), (1,), (0, 1), (2e-3, 8e-3), trend_tokens=40_000, sequence=64, batch=16, warmup_steps=20)
+TOY = Scale(
+    ("toy",), (1,), (0, 1), (2e-3, 8e-3), trend_tokens=40_000, trend_batch=8, sequence=64, batch=16, warmup_steps=20
+)
 """For a CPU, to see that everything runs and what the report looks like; it shows nothing else."""
 
 
@@ -155,7 +159,7 @@ def turning_sparse(scale: Scale, size: str, pattern: str, seed: int, rate: float
 
 def of_trend(scale: Scale, run: Run) -> Run:
     """The same for as many tokens as all sizes get, where degradations are compared over sizes."""
-    return replace(run, tokens=scale.trend_tokens, zero_shot=False)
+    return replace(run, tokens=scale.trend_tokens, batch=scale.trend_batch, zero_shot=False)
 
 
 def dense(pattern: str) -> str:

@@ -29,34 +29,49 @@ MAKE = {"full": full_precision, "ternary": ternary}
 
 
 def sweep(scale: Scale, results: Results) -> list[Run]:
-    """Learning rates for each precision at the smallest size, dense and 6:8, one seed that no other table uses.
+    """Learning rates for each precision at the smallest size, dense and 6:8, one seed that no other table uses."""
+    return _sweep(scale, results, None)
 
-    Both precisions get the rates of the scale. Where the best of one of them is the lowest or the highest so far, that
-    precision gets the next, half or twice as large, until the best one lies between two others.
+
+def trend_sweep(scale: Scale, results: Results) -> list[Run]:
+    """The same for the trend, at every size."""
+    return [run for size in scale.sizes for run in _sweep(scale, results, size)]
+
+
+def swept_rates(scale: Scale, results: Results, values: str, trend_of: str | None = None) -> list[float]:
+    """The learning rates of the sweep so far, as of the smallest size.
+
+    Each precision gets the rates of the scale. Where the best of them is the lowest or the highest so far, it gets the
+    next, half or twice as large, until the best one lies between two others.
+
+    trend_of  the size whose trend they are for; None for those of all other tables
     """
-    runs = []
-    for values in MAKE:
-        rates = sorted(scale.rates)
-        while (best := _best_rate(scale, results, values, rates)) is not None:
-            if best == rates[0] and best / 2 >= NARROWEST:
-                rates.insert(0, best / 2)
-            elif best == rates[-1] and best * 2 <= WIDEST:
-                rates.append(best * 2)
-            else:
-                break
-        runs += [run for rate in rates for run in _swept(scale, values, rate)]
-    return runs
+    rates = sorted(scale.rates)
+    while (best := _best_rate(scale, results, values, rates, trend_of)) is not None:
+        if best == rates[0] and best / 2 >= NARROWEST:
+            rates.insert(0, best / 2)
+        elif best == rates[-1] and best * 2 <= WIDEST:
+            rates.append(best * 2)
+        else:
+            break
+    return rates
 
 
-def chosen_rate(scale: Scale, results: Results, values: str) -> float | None:
+def chosen_rate(scale: Scale, results: Results, values: str, trend_of: str | None = None) -> float | None:
     """The rate with the lowest validation loss, mean of dense and 6:8; None while the sweep is not done."""
-    runs = [run for run in sweep(scale, results) if run.recipe.values == values]
-    return _best_rate(scale, results, values, sorted({run.learning_rate for run in runs}))
+    return _best_rate(scale, results, values, swept_rates(scale, results, values, trend_of), trend_of)
 
 
-def swept_loss(scale: Scale, results: Results, values: str, rate: float) -> float | None:
+def swept(scale: Scale, values: str, rate: float, trend_of: str | None = None) -> list[Run]:
+    """The runs that a rate is judged by, one a pattern of SWEPT."""
+    size = trend_of or scale.sizes[0]
+    runs = [MAKE[values](scale, size, pattern, scale.sweep_seed, rate) for pattern in SWEPT]
+    return [of_trend(scale, run) for run in runs] if trend_of else runs
+
+
+def swept_loss(scale: Scale, results: Results, values: str, rate: float, trend_of: str | None = None) -> float | None:
     """Validation loss, mean of the patterns that are swept; None where one is not run yet."""
-    found = [results.perplexity(run, "valid") for run in _swept(scale, values, rate)]
+    found = [results.perplexity(run, "valid") for run in swept(scale, values, rate, trend_of)]
     known = [perplexity for perplexity in found if perplexity is not None]
     return sum(map(math.log, known)) / len(known) if len(known) == len(found) else None
 
@@ -66,16 +81,23 @@ def claim(scale: Scale, results: Results) -> list[Run]:
     return _both(scale, results, scale.sizes[0], PATTERNS, scale.seeds)
 
 
-def larger(scale: Scale, results: Results) -> list[Run]:
-    """Table A at the larger sizes: a seed at all of them before the next seed, so that a trend is seen early."""
-    sizes = product(scale.seeds, scale.sizes[1:])
-    return [run for seed, size in sizes for run in _both(scale, results, size, LARGER, (seed,))]
-
-
 def trend(scale: Scale, results: Results) -> list[Run]:
-    """All sizes with as many tokens, so few that no text is read often: what size alone does to the degradation."""
-    sizes = product(scale.seeds, scale.sizes)
-    return [of_trend(scale, run) for seed, size in sizes for run in _both(scale, results, size, LARGER, (seed,))]
+    """All sizes with as many tokens, so few that no text is read often: what size alone does to the degradation.
+
+    A seed at all of them before the next seed, so that a trend is seen early.
+    """
+    rates = {(size, values): chosen_rate(scale, results, values, size) for size in scale.sizes for values in MAKE}
+    return [
+        of_trend(scale, MAKE[values](scale, size, pattern, seed, rate))
+        for seed, size, values, pattern in product(scale.seeds, scale.sizes, MAKE, LARGER)
+        if (rate := rates[size, values]) is not None
+    ]
+
+
+def larger(scale: Scale, results: Results) -> list[Run]:
+    """The larger sizes for as long as their tokens a weight make it, one seed: what repeated text does."""
+    first = scale.seeds[:1]
+    return [run for size in scale.sizes[1:] for run in _both(scale, results, size, LARGER, first)]
 
 
 def ablations(scale: Scale, results: Results) -> list[Run]:
@@ -103,10 +125,10 @@ def frontier(scale: Scale, results: Results) -> list[Run]:
 
 
 TABLES: dict[str, Callable[[Scale, Results], list[Run]]] = {
-    "sweep": sweep, "claim": claim, "ablations": ablations, "frontier": frontier, "trend": trend,
-    "larger": larger,
+    "sweep": sweep, "claim": claim, "ablations": ablations, "frontier": frontier, "trend-sweep": trend_sweep,
+    "trend": trend, "larger": larger,
 }  # fmt: skip
-"""In the order of their weight; all but the sweep wait for the rates that it finds."""
+"""In the order of their weight; all but the sweeps wait for the rates that these find."""
 
 
 def missing(scale: Scale, results: Results, names: list[str]) -> list[Run]:
@@ -125,12 +147,13 @@ def _both(scale: Scale, results: Results, size: str, patterns: tuple[str, ...], 
     ]
 
 
-def _swept(scale: Scale, values: str, rate: float) -> list[Run]:
-    return [MAKE[values](scale, scale.sizes[0], pattern, scale.sweep_seed, rate) for pattern in SWEPT]
+def _sweep(scale: Scale, results: Results, trend_of: str | None) -> list[Run]:
+    rates = {values: swept_rates(scale, results, values, trend_of) for values in MAKE}
+    return [run for values in MAKE for rate in rates[values] for run in swept(scale, values, rate, trend_of)]
 
 
-def _best_rate(scale: Scale, results: Results, values: str, rates: list[float]) -> float | None:
-    losses = {rate: swept_loss(scale, results, values, rate) for rate in rates}
+def _best_rate(scale: Scale, results: Results, values: str, rates: list[float], trend_of: str | None) -> float | None:
+    losses = {rate: swept_loss(scale, results, values, rate, trend_of) for rate in rates}
     if not losses or None in losses.values():
         return None
     return min(losses, key=lambda rate: losses[rate])  # type: ignore[arg-type, return-value]

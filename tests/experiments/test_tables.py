@@ -8,7 +8,7 @@ import pytest
 
 from experiments.results import Results
 from experiments.settings import PAPER, Run
-from experiments.tables import ABLATED, ABLATIONS, TABLES, TURNS, chosen_rate, frontier, missing, sweep
+from experiments.tables import ABLATED, ABLATIONS, TABLES, TURNS, chosen_rate, frontier, missing, sweep, trend
 
 
 class Found(Results):
@@ -54,16 +54,35 @@ def test_the_sweep_goes_down_too_and_ends(tmp_path: Path) -> None:
 
 def test_other_tables_wait_for_the_sweep(tmp_path: Path) -> None:
     results = Found(tmp_path, {"full": 4e-3, "ternary": 4e-3})
-    assert [name for name in TABLES if TABLES[name](PAPER, results)] == ["sweep"]
+    assert [name for name in TABLES if TABLES[name](PAPER, results)] == ["sweep", "trend-sweep"]
     results.finish(sweep(PAPER, results))
     asked = {name: TABLES[name](PAPER, results) for name in TABLES}
     assert {name: len(runs) for name, runs in asked.items()} == {
-        "sweep": 12, "claim": 7 * 2 * 3, "ablations": 2 * 7 * 3, "frontier": 14 * 3, "trend": 3 * 3 * 2 * 3,
-        "larger": 2 * 3 * 2 * 3,
+        "sweep": 12, "claim": 7 * 2 * 3, "ablations": 2 * 7 * 3, "frontier": 14 * 3,
+        "trend-sweep": 3 * 12, "trend": 0, "larger": 2 * 3 * 2,
     }  # fmt: skip
-    assert all(run.seed != PAPER.sweep_seed for name in asked if name != "sweep" for run in asked[name])
+    assert all((run.seed == PAPER.sweep_seed) == name.endswith("sweep") for name in asked for run in asked[name])
     seeds = [run.seed for run in asked["claim"]]
     assert seeds == sorted(seeds)  # what is cut short holds whole seeds
+
+
+def test_each_size_of_the_trend_has_rates_of_its_own(tmp_path: Path) -> None:
+    class BySize(Found):
+        def perplexity(self, run: Run, split: str = "test") -> float | None:
+            return None if run.key not in self.found else 50 + abs(run.learning_rate - 2e-3)  # as it is at every size
+
+    results = BySize(tmp_path, {})
+    while runs := missing(PAPER, results, ["sweep", "trend-sweep"]):
+        results.finish(runs)
+    asked = trend(PAPER, results)
+    assert len(asked) == 3 * 3 * 2 * 3
+    assert {run.size: run.learning_rate for run in asked} == pytest.approx({"1.8m": 2e-3, "4.8m": 1.5e-3, "21m": 2e-3})
+    assert len({(run.size, run.learning_rate) for run in asked}) == 3
+    assert chosen_rate(PAPER, results, "full", "21m") == 4e-3  # told as of the smallest size
+    assert {(run.tokens, run.batch, run.zero_shot) for run in asked} == {(PAPER.trend_tokens, 128, False)}
+    assert not {run.key for run in asked} & {run.key for run in missing(PAPER, results, ["claim", "larger"])}
+    sizes = [run.size for run in asked if run.seed == 0]
+    assert sizes == sorted(sizes, key=PAPER.sizes.index)
 
 
 def test_runs_that_tables_share_are_asked_for_once(tmp_path: Path) -> None:

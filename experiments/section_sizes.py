@@ -1,0 +1,91 @@
+"""Larger models in the report: the trend of the degradation with size, what repeated text does, zero-shot accuracy."""
+
+from __future__ import annotations
+
+import math
+
+from experiments.degradation import degradations
+from experiments.results import Result, Results
+from experiments.section_claim import degradation_table
+from experiments.settings import Scale, dense
+from experiments.statistics import mean
+from experiments.tables import LARGER, MAKE, chosen_rate
+from experiments.wording import NAMES, NOT_YET, table, values_of
+
+DENSE = dense(LARGER[0])
+LAST_POINTS = 3  # of the curve of the training loss, each a mean over a hundredth of the steps
+
+
+def over_sizes(scale: Scale, results: Results) -> str:
+    parts = [
+        f"""## Table A over sizes
+
+Every size on {scale.trend_tokens / 1e6:.3g} M tokens, {results.passes(scale.trend_tokens)} times through the text,
+by {scale.trend_batch} sequences a step, at rates of its own."""
+    ]
+    parts += [f"### {size}\n\n{degradation_table(scale, results, size, LARGER, in_trend=True)}" for size in scale.sizes]
+    header = ["over dense", *(f"{name} {pattern}" for pattern in LARGER[1:] for name in NAMES.values())]
+    rows = []
+    for size in scale.sizes:
+        each = {row.pattern: row for row in degradations(scale, results, size, LARGER, in_trend=True)}
+        rows.append([size, *(values_of(each[pattern].ratios[values]) for pattern in LARGER[1:] for values in MAKE)])
+    return "\n\n".join([*parts, f"### The trend\n\n{table(header, rows)}"])
+
+
+def repeated_text(scale: Scale, results: Results) -> str:
+    """The long runs of the first seed: how well text is told that was read before, and text that was not."""
+    rows = []
+    for size in scale.sizes:
+        for values, name in NAMES.items():
+            base = _long_run(scale, results, values, DENSE, size)
+            for pattern in LARGER:
+                found = _long_run(scale, results, values, pattern, size)
+                cells = [NOT_YET] * 2 if found is None else [f"{known(found):.2f}" for known in (_training, _test)]
+                compared = ["", ""]
+                if found is not None and base is not None and pattern != DENSE:
+                    compared = [f"{known(found) / known(base):.3f}" for known in (_training, _test)]
+                read = f"{results.passes(scale.tokens(size))} times"
+                rows.append([size, read, name, pattern, *cells, *compared])
+    header = [
+        "size", "text read", "precision", "pattern", "training perplexity", "test perplexity", "training over dense",
+        "test over dense",
+    ]  # fmt: skip
+    return f"""## What repeated text does
+
+Runs of seed {scale.seeds[0]} as long as the set-up says. Training perplexity is that of the last {LAST_POINTS} % of the
+steps, on text that was read before; test perplexity is on text that never was. Where a mask raises the former and not
+the latter, what it takes is room to learn by heart.
+
+{table(header, rows)}"""
+
+
+def zero_shot(scale: Scale, results: Results) -> str:
+    rows = []
+    for values, name in NAMES.items():
+        for pattern in LARGER:
+            found = _long_run(scale, results, values, pattern, scale.sizes[-1])
+            answers = [found["zero_shot"]] if found and "zero_shot" in found else []
+            blimp = [100 * answer["blimp"]["sum"] for answer in answers]
+            hellaswag = [100 * answer["hellaswag"]["by_character"] for answer in answers]
+            rows.append([name, pattern, values_of(blimp, 2), values_of(hellaswag, 2)])
+    header = ["precision", "pattern", "BLiMP, % (chance 50)", "HellaSwag, % by character (chance 25)"]
+    return f"""## Zero-shot, {scale.sizes[-1]}
+
+Of the same runs, one seed.
+
+{table(header, rows)}"""
+
+
+def _long_run(scale: Scale, results: Results, values: str, pattern: str, size: str) -> Result | None:
+    """Of the first seed, finished."""
+    rate = chosen_rate(scale, results, values)
+    found = None if rate is None else results.of(MAKE[values](scale, size, pattern, scale.seeds[0], rate))
+    return None if found is None or found["diverged_at"] is not None else found
+
+
+def _training(result: Result) -> float:
+    return math.exp(mean([loss for _, loss in result["loss"][-LAST_POINTS:]]).mean)
+
+
+def _test(result: Result) -> float:
+    return float(result["perplexity"]["test"])
