@@ -202,6 +202,23 @@ def test_lifted_activations_equal_the_reference(m: int, width: int, dtype: torch
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("m", "width"), [(4, 16), (4, 11008), (6, 96), (8, 2048), (8, 11008), (32, 18944)])
+def test_gated_activations_are_those_of_plain_operations(m: int, width: int, dtype: torch.dtype, device: str) -> None:
+    x = (torch.randn(3, 5, 2 * width) * torch.logspace(-2, 1, 15).view(3, 5, 1)).to(dtype).to(device)
+    gate, up = x.chunk(2, dim=-1)
+    expected = quantize_lifted.quantize_lifted(torch.nn.functional.silu(gate) * up, "int8", m)
+    poison(expected[0].numel() // 4, torch.float32, device)
+    codes, scale = quantize_lifted.quantize_gated(x, "int8", m)
+    torch.testing.assert_close(scale, expected[1], rtol=0.01, atol=0)  # an exponential may be the one beside
+    apart = (codes.int() - expected[0].int()).abs()
+    assert int(apart.max()) <= 1 and float((apart > 0).float().mean()) < 0.001
+    assert torch.equal(codes, expected[0]) or device == "cuda"
+    none = quantize_lifted.quantize_gated(x[:0], "int8", m)
+    assert none[0].shape == (0, 5, expected[0].shape[-1])
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_no_tokens_give_no_rows(device: str) -> None:
     codes = random_codes(16, 64, "2:4").to(device)
     lifted, scale = quantize_lifted.quantize_lifted(torch.zeros(0, 64, device=device), "int8", 4)
@@ -233,7 +250,9 @@ def test_many_tiles_and_streams(device: str) -> None:
 def test_ops_keep_the_rules_of_torch_library(kind: str, m: int) -> None:
     x = torch.randn(2, 3, 8 * m)
     for keep in (False, True):
-        torch.library.opcheck(torch.ops.sparse_bitnet.quantize_lifted.default, (x, kind, m, keep))
+        for is_gated in (False, True):
+            arguments = (x, kind, m, keep, is_gated)
+            torch.library.opcheck(torch.ops.sparse_bitnet.quantize_lifted.default, arguments)
     lifted, scale = quantize_lifted.quantize_lifted(x, kind, m)
     fragments = packed(random_codes(24, 8 * m, f"{m - 2}:{m}"), m)
     arguments = (lifted, scale, fragments, torch.ones(1), None, 24, torch.float32)

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from sparse_bitnet import PackedLinear, Recipe, SparseBitLinear, accelerate, convert, prepare
-from sparse_bitnet.nn.acceleration import NEVER, Choice, compiled_products, fast_weight
+from sparse_bitnet.nn.acceleration import Choice, compiled_products
+from sparse_bitnet.nn.choosing import NEVER
+from sparse_bitnet.nn.fast_weight import fast_weight
 
 RECIPES = [Recipe("2:4"), Recipe("6:8"), Recipe("6:8", activations="int4"), Recipe("3:4", values="sign")]
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

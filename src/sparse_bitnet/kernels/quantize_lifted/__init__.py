@@ -1,6 +1,7 @@
 """Activations x [..., I] -> lifted integer codes [..., K] int8 and scale [..., 1] fp32, for sparse tensor cores.
 
-A backend takes x, activations, m and `codes`, room [..., I] int8 for the codes before the lift, empty where none ask.
+A backend takes x, activations, m, `codes`, room [..., I] int8 for the codes before the lift, empty where none ask, and
+`is_gated`, whether x is [..., 2 I] and what is quantised is silu of its first half times its second.
 """
 
 from __future__ import annotations
@@ -42,25 +43,34 @@ def quantize_and_lift(x: Tensor, activations: Activations, m: int, keep: bool = 
     if is_fused or is_traced_with_few_tokens(x):
         codes, scale = quantize_activation(x, activations)
         return lift_activation(codes, m).contiguous(), scale, codes
-    lifted, scale, codes = _quantize_lifted(x, activations, m, keep)
+    lifted, scale, codes = _quantize_lifted(x, activations, m, keep, False)
     return lifted, scale, lifted if m == WINDOW else codes
 
 
+def quantize_gated(x: Tensor, activations: Activations, m: int) -> tuple[Tensor, Tensor]:
+    """`quantize_lifted` of silu(gate) * up, for x [..., 2 I], which is gate and up side by side.
+
+    Both operations are rounded to x's dtype, as PyTorch rounds them.
+    """
+    lifted, scale, _ = _quantize_lifted(x, activations, m, False, True)
+    return lifted, scale
+
+
 @torch.library.custom_op("sparse_bitnet::quantize_lifted", mutates_args=())
-def _quantize_lifted(x: Tensor, activations: str, m: int, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _quantize_lifted(x: Tensor, activations: str, m: int, keep: bool, is_gated: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The codes come third where they are to be kept and are others than the lifted ones; else nothing does."""
-    codes = torch.empty(_kept_shape(x, m, keep), dtype=torch.int8, device=x.device)
-    lifted, scale = OPERATOR.run(x, cast(Activations, activations), m, codes)
+    codes = torch.empty(_kept_shape(x, m, keep, is_gated), dtype=torch.int8, device=x.device)
+    lifted, scale = OPERATOR.run(x, cast(Activations, activations), m, codes, is_gated)
     return lifted, scale, codes
 
 
 @_quantize_lifted.register_fake
-def _(x: Tensor, activations: str, m: int, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    lifted = x.new_empty(*x.shape[:-1], lifted_width(x.shape[-1], m), dtype=torch.int8)
+def _(x: Tensor, activations: str, m: int, keep: bool, is_gated: bool) -> tuple[Tensor, Tensor, Tensor]:
+    lifted = x.new_empty(*x.shape[:-1], lifted_width(x.shape[-1] // (1 + is_gated), m), dtype=torch.int8)
     scale = x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
-    return lifted, scale, x.new_empty(_kept_shape(x, m, keep), dtype=torch.int8)
+    return lifted, scale, x.new_empty(_kept_shape(x, m, keep, is_gated), dtype=torch.int8)
 
 
-def _kept_shape(x: Tensor, m: int, keep: bool) -> tuple[int, ...]:
+def _kept_shape(x: Tensor, m: int, keep: bool, is_gated: bool) -> tuple[int, ...]:
     """Of the codes that are written beside the lifted ones."""
-    return tuple(x.shape) if keep and m != WINDOW else (0,)
+    return (*x.shape[:-1], x.shape[-1] // (1 + is_gated)) if keep and m != WINDOW else (0,)

@@ -1,6 +1,7 @@
 // Lifted integer activations at the speed of memory: a block holds a token in registers from the search for its scale to
 // its codes, so that it is read once. Compiled at run time by NVRTC, which defines M (columns a group), KIND (0, 1, 2 for
-// fp32, bf16, fp16), THREADS (a block), HELD (groups of eight columns that a thread holds) and SMALLEST.
+// fp32, bf16, fp16), GATED (whether a token is silu(gate) * up, of which x has one beside the other), THREADS (a block),
+// HELD (groups of eight columns that a thread holds) and SMALLEST.
 
 typedef unsigned int u32;
 typedef unsigned short u16;
@@ -10,12 +11,43 @@ constexpr int WINDOWS = M / 2 - 1;     // a group of M columns
 constexpr int WORDS = KIND ? 4 : 8;    // of the eight
 constexpr float MAGIC = 12582912.0f;   // plus an integer below 2^22: its lowest byte is that of the integer
 
-__device__ __forceinline__ float value_of(const u32 (&words)[WORDS], int i) {
+__device__ __forceinline__ float number(u32 bits) {  // of the dtype; above them may be others
     float value;
-    if (KIND == 0) value = __int_as_float(words[i % WORDS]);
-    if (KIND == 1) value = __int_as_float(i % 2 ? words[i / 2] & 0xFFFF0000 : words[i / 2] << 16);
-    if (KIND == 2) asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"((u16)(words[i / 2] >> 16 * (i % 2))));
+    if (KIND == 0) value = __uint_as_float(bits);
+    if (KIND == 1) value = __uint_as_float(bits << 16);
+    if (KIND == 2) asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"((u16)bits));
     return value;
+}
+
+__device__ __forceinline__ float value_of(const u32 (&words)[WORDS], int i) {
+    if (KIND == 1 && i % 2) return __uint_as_float(words[i / 2] & 0xFFFF0000);
+    return number(KIND ? words[i / 2] >> 16 * (i % 2) : words[i % WORDS]);
+}
+
+__device__ __forceinline__ u32 bits_of(float value) {
+    u16 bits = 0;
+    if (KIND == 0) return __float_as_uint(value);
+    if (KIND == 1) asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    if (KIND == 2) asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+
+__device__ __forceinline__ void read(const uint4* from, bool is_there, u32 (&words)[WORDS]) {
+#pragma unroll
+    for (int i = 0; i < WORDS / 4; ++i) {
+        uint4 four = is_there ? from[i] : make_uint4(0, 0, 0, 0);
+        words[4 * i] = four.x, words[4 * i + 1] = four.y, words[4 * i + 2] = four.z, words[4 * i + 3] = four.w;
+    }
+}
+
+// silu(gate) * up in place of gate, rounded twice, as PyTorch rounds them.
+__device__ __forceinline__ void open_gate(u32 (&gate)[WORDS], const u32 (&up)[WORDS]) {
+    auto product = [&](int i) {
+        float value = value_of(gate, i), silu = __fdiv_rn(value, __fadd_rn(1.0f, expf(-value)));
+        return bits_of(__fmul_rn(number(bits_of(silu)), value_of(up, i)));
+    };
+#pragma unroll
+    for (int i = 0; i < WORDS; ++i) gate[i] = KIND ? product(2 * i % EIGHT) | product((2 * i + 1) % EIGHT) << 16 : product(i);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) quantize_lifted(
@@ -24,15 +56,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) quantize_lifted(
     __shared__ u32 largest[THREADS / 32];
     asm volatile("griddepcontrol.wait;\n griddepcontrol.launch_dependents;" ::: "memory");
     u32 held[HELD][WORDS];
-    const uint4* token = x + (size_t)blockIdx.x * eights * (WORDS / 4);
+    const uint4* token = x + (size_t)blockIdx.x * (1 + GATED) * eights * (WORDS / 4);
 #pragma unroll
     for (int i = 0; i < HELD; ++i) {
         int place = i * THREADS + threadIdx.x;
-#pragma unroll
-        for (int half = 0; half < WORDS / 4; ++half) {
-            uint4 four = place < eights ? token[place * (WORDS / 4) + half] : make_uint4(0, 0, 0, 0);
-            held[i][4 * half] = four.x, held[i][4 * half + 1] = four.y;
-            held[i][4 * half + 2] = four.z, held[i][4 * half + 3] = four.w;
+        read(token + place * (WORDS / 4), place < eights, held[i]);
+        if (GATED) {
+            u32 up[WORDS];
+            read(token + (eights + place) * (WORDS / 4), place < eights, up);
+            open_gate(held[i], up);
         }
     }
     u32 magnitude = 0;  // as bits, which order like the floats do, with NaN above infinity

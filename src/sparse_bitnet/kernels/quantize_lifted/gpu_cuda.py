@@ -20,8 +20,8 @@ WIDEST = 512 * MOST_HELD * EIGHT
 obstacle = cuda_device.obstacle
 
 
-def supports(x: Tensor, activations: Activations, m: int, codes: Tensor) -> str | None:
-    width = x.shape[-1]
+def supports(x: Tensor, activations: Activations, m: int, codes: Tensor, is_gated: bool = False) -> str | None:
+    width = x.shape[-1] // (1 + is_gated)
     if not x.is_cuda:
         return f"the activations are on {x.device.type}"
     if x.dtype not in KINDS:
@@ -37,9 +37,9 @@ def supports(x: Tensor, activations: Activations, m: int, codes: Tensor) -> str 
     return None
 
 
-def run(x: Tensor, activations: Activations, m: int, codes: Tensor) -> tuple[Tensor, Tensor]:
+def run(x: Tensor, activations: Activations, m: int, codes: Tensor, is_gated: bool = False) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
-    width = x.shape[-1]
+    width = x.shape[-1] // (1 + is_gated)
     eights, chunks = width // EIGHT, lifted_width(width, m) // CHUNK
     lifted = torch.empty(*x.shape[:-1], CHUNK * chunks, dtype=torch.int8, device=x.device)
     scale = torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device)
@@ -47,7 +47,8 @@ def run(x: Tensor, activations: Activations, m: int, codes: Tensor) -> tuple[Ten
         threads = 128 if eights <= 256 else 256 if eights <= 1024 else 512
         kernel = cuda_device.compile_kernel(
             SOURCE, "quantize_lifted", 0 if m == WINDOW else width, waits=True,
-            M=m, KIND=KINDS[x.dtype], THREADS=threads, HELD=-(-eights // threads), SMALLEST=f"{SMALLEST_MAGNITUDE}f",
+            M=m, KIND=KINDS[x.dtype], GATED=int(is_gated), THREADS=threads, HELD=-(-eights // threads),
+            SMALLEST=f"{SMALLEST_MAGNITUDE}f",
         )  # fmt: skip
         with torch.cuda.device_of(x):
             kernel.launch(
