@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from sparse_bitnet.formats.windows import lift_activation
+from sparse_bitnet.formats.windows import WINDOW, lift_activation
 from sparse_bitnet.kernels.packed_product import quantize_planes
 from sparse_bitnet.kernels.tracing import MOST_TOKENS
 from sparse_bitnet.nn.choosing import NEVER, Times, grouped, lowest_from, microseconds_of_a_layer, told
@@ -137,8 +137,10 @@ def compiled_products(x: Tensor, weight: FastWeight) -> dict[str, Product]:
     """What torch.compile leaves of them for few tokens, with weights like `weight`."""
     planes = quantize_planes(x, weight.layout)
     codes, token_scale = quantize_activation(x, weight.layout.activations)
+    lifted = lift_activation(codes, weight.m).contiguous()
 
     def sparse(one: FastWeight) -> Tensor:
-        return one.multiply_lifted(lift_activation(codes, one.m).contiguous(), token_scale, x.dtype)
+        # A copy stands for the lift: the compiler's kernel takes as long as one, PyTorch's own much longer.
+        return one.multiply_lifted(lifted if one.m == WINDOW else lifted.clone(), token_scale, x.dtype)
 
     return {"packed": lambda one: one.multiply_planes(*planes, x.dtype), "sparse": sparse}
