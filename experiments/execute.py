@@ -114,9 +114,8 @@ def train_missing(
             busy = {worker.run.key for worker in pool if worker.run}
             runs = [run for run in missing(scale, results, tables) if run.key not in busy]
             waiting = [run for run in runs if failures[run.key] < ATTEMPTS]
-            for run, worker in zip(waiting, free(pool), strict=False):
-                if clock.expected(run) > clock.left():
-                    break
+            fitting = [run for run in waiting if clock.expected(run) <= clock.left()]
+            for run, worker in zip(fitting, free(pool), strict=False):
                 worker.begin(run)
             running = [worker for worker in pool if worker.run]
             if not running:
