@@ -53,13 +53,17 @@ class Corpus:
     description: dict[str, Any]
 
 
+def describe(directory: Path | str) -> dict[str, Any]:
+    """What `prepare` wrote about the corpus in `directory`; ValueError where it is missing."""
+    file = Path(directory) / DESCRIPTION
+    if not file.exists():
+        raise ValueError(f"{directory} holds no corpus: python -m experiments.corpus DATA {directory} makes one")
+    return read_json(file)
+
+
 def load(directory: Path | str, device: torch.device) -> Corpus:
     """What `prepare` left in `directory`, the training text on `device`; ValueError where it is missing or damaged."""
-    directory = Path(directory)
-    if not (directory / DESCRIPTION).exists():
-        raise ValueError(f"{directory} holds no corpus: python -m experiments.corpus DATA {directory} makes one")
-    description = read_json(directory / DESCRIPTION)
-    ids = {}
+    directory, description, ids = Path(directory), describe(directory), {}
     for split in SPLITS:
         raw = lzma.decompress((directory / _file(split)).read_bytes())
         if hashlib.sha256(raw).hexdigest() != description["sha256"][split]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from experiments.results import Results
+from experiments.results import Result, Results
 from experiments.settings import Run, Scale, dense, of_trend
 from experiments.statistics import Comparison, compare, holm
 from experiments.tables import MAKE, chosen_rate
@@ -44,6 +44,13 @@ def by_pattern(
         return of_trend(scale, run) if in_trend else run
 
     return perplexities(scale, results, values, ask, size if in_trend else None)
+
+
+def first_run(scale: Scale, results: Results, values: str, pattern: str, size: str) -> Result | None:
+    """That of the first seed, outside the trend, if it is done and did not diverge."""
+    rate = chosen_rate(scale, results, values)
+    found = None if rate is None else results.of(MAKE[values](scale, size, pattern, scale.seeds[0], rate))
+    return None if found is None or found["diverged_at"] is not None else found
 
 
 def over(one: dict[int, float], base: dict[int, float]) -> list[float]:

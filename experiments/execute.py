@@ -3,9 +3,9 @@
     python -m experiments.execute sweep claim --minutes 9 --pack claim.tar.xz
 
 A run that has a result file is not done again, so the same command goes on where it ended. Runs are started in the
-order of the tables named, and none that is not expected to be over by the end of the minutes. Each result is a file
-of its own as soon as its run is done, and `--pack` holds those of this call. A run that fails is tried once more, in a
-fresh process. Workers of one GPU take turns, and are together slower than one, unless NVIDIA's MPS is on
+order of the tables named, but for those that are not expected to be over by the end of the minutes. Each result is a
+file of its own as soon as its run is done, and `--pack` holds those of this call. A run that fails is tried once more,
+in a fresh process. Workers of one GPU take turns, and are together slower than one, unless NVIDIA's MPS is on
 (`nvidia-cuda-mps-control -d`).
 """
 
@@ -21,8 +21,9 @@ from typing import Annotated
 
 import typer
 
+from experiments.corpus import describe
 from experiments.results import Result, Results
-from experiments.settings import PAPER, TOY, Run, Scale
+from experiments.settings import PAPER, SHAPES, TOY, Run, Scale
 from experiments.tables import TABLES, missing
 from experiments.workers import MakeTrainer, Trainer, Worker, answered, end, free
 
@@ -73,16 +74,23 @@ def execute(
         raise typer.BadParameter(f"{sorted(unknown)[0]!r} is no table: choose from {', '.join(TABLES)}")
     scale, results = TOY if toy else PAPER, Results(out)
     if dry_run:
-        describe(scale, results, tables, Clock(minutes, workers))
+        tell_missing(scale, results, tables, Clock(minutes, workers))
         return
-    if not data.is_dir():
-        raise typer.BadParameter(f"{data} does not exist: python -m experiments.corpus DATA {data} makes it")
+    try:
+        has, takes = describe(data)["vocabulary"], min(SHAPES[size].vocabulary for size in scale.sizes)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if has > takes:
+        raise typer.BadParameter(
+            f"{data} has {has} tokens, and these models take {takes}: "
+            f"python -m experiments.corpus DATA DIRECTORY --vocabulary {takes} makes a corpus for them"
+        )
     done = train_missing(scale, results, tables, data, Clock(minutes, workers), gpus, workers, pack)
     left = len(missing(scale, results, tables))
     print(f"{done} runs done, {left} missing{'' if not left else ': the same command goes on'}", flush=True)
 
 
-def describe(scale: Scale, results: Results, tables: list[str], clock: Clock) -> None:
+def tell_missing(scale: Scale, results: Results, tables: list[str], clock: Clock) -> None:
     """Print the runs that are missing and what they are expected to take, one at a time on one GPU."""
     runs, total = missing(scale, results, tables), 0.0
     for run in runs:

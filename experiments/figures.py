@@ -15,11 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import frontier
-from experiments.degradation import degradations
-from experiments.results import Result, Results
+from experiments.degradation import degradations, first_run
+from experiments.results import Results
 from experiments.settings import Scale
 from experiments.statistics import mean
-from experiments.tables import LARGER, MAKE, PATTERNS, chosen_rate
+from experiments.tables import LARGER, MAKE, PATTERNS
 from experiments.wording import NAMES
 
 COLOURS = {"full": "#c44e52", "ternary": "#2a6f97", "sign": "#e09f3e"}
@@ -126,7 +126,7 @@ def bits_and_perplexity(scale: Scale, results: Results) -> Figure | None:
 def flips(scale: Scale, results: Results) -> Figure | None:
     figure, axes = plt.subplots(figsize=(5.5, 3.2))
     for values, name in NAMES.items():
-        result = _first(scale, results, values, SHOWN)
+        result = first_run(scale, results, values, SHOWN, scale.sizes[0])
         if result is not None:
             known = [(r["step"], 100 * r["flip_rate"]) for r in result["readings"] if r["flip_rate"] is not None]
             axes.plot(*zip(*known, strict=True), color=COLOURS[values], label=name)
@@ -134,7 +134,7 @@ def flips(scale: Scale, results: Results) -> Figure | None:
 
 
 def histograms(scale: Scale, results: Results) -> Figure | None:
-    found = {values: _first(scale, results, values, SHOWN) for values in MAKE}
+    found = {values: first_run(scale, results, values, SHOWN, scale.sizes[0]) for values in MAKE}
     known = {values: result["histogram"] for values, result in found.items() if result and "histogram" in result}
     if not known:
         return None
@@ -163,7 +163,7 @@ def histograms(scale: Scale, results: Results) -> Figure | None:
 
 
 def zeros(scale: Scale, results: Results) -> Figure | None:
-    result = _first(scale, results, "ternary", SHOWN)
+    result = first_run(scale, results, "ternary", SHOWN, scale.sizes[0])
     if result is None or "layers" not in result:
         return None
     names = list(result["layers"])
@@ -188,9 +188,9 @@ def zero_shot(scale: Scale, results: Results) -> Figure | None:
         for values, name in NAMES.items():
             told = []
             for index, pattern in enumerate(LARGER):
-                answers = [result["zero_shot"] for result in _all(scale, results, values, pattern, scale.sizes[-1])]
-                if answers:
-                    told.append((index, [100 * answer[task][field] for answer in answers]))
+                result = first_run(scale, results, values, pattern, scale.sizes[-1])
+                if result is not None:
+                    told.append((index, [100 * result["zero_shot"][task][field]]))
             _with_bars(axes, told, COLOURS[values], name)
             drawn = drawn or bool(told)
         axes.axhline(chance, color="black", linewidth=0.8, linestyle=":")
@@ -226,15 +226,3 @@ def _finished(figure: Figure, axes: Axes, x: str, y: str) -> Figure | None:
     axes.set_ylabel(y)
     axes.legend()
     return figure
-
-
-def _all(scale: Scale, results: Results, values: str, pattern: str, size: str) -> list[Result]:
-    rate = chosen_rate(scale, results, values)
-    runs: list[Any] = [] if rate is None else [MAKE[values](scale, size, pattern, seed, rate) for seed in scale.seeds]
-    found = [results.of(run) for run in runs]
-    return [result for result in found if result is not None and result["diverged_at"] is None]
-
-
-def _first(scale: Scale, results: Results, values: str, pattern: str) -> Result | None:
-    """Of the first seed that is there, at the smallest size."""
-    return next(iter(_all(scale, results, values, pattern, scale.sizes[0])), None)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from experiments.degradation import degradations
+from experiments.degradation import degradations, first_run
 from experiments.results import Result, Results
 from experiments.section_claim import degradation_table
-from experiments.settings import Scale, dense
+from experiments.settings import SHAPES, Scale, dense
 from experiments.statistics import mean
-from experiments.tables import LARGER, MAKE, chosen_rate
+from experiments.tables import LARGER, MAKE
 from experiments.wording import NAMES, NOT_YET, table, values_of
 
 DENSE = dense(LARGER[0])
@@ -23,7 +23,10 @@ def over_sizes(scale: Scale, results: Results) -> str:
 Every size on {scale.trend_tokens / 1e6:.3g} M tokens, {results.passes(scale.trend_tokens)} times through the text,
 by {scale.trend_batch} sequences a step, at rates of its own."""
     ]
-    parts += [f"### {size}\n\n{degradation_table(scale, results, size, LARGER, in_trend=True)}" for size in scale.sizes]
+    for size in scale.sizes:
+        tokens = f"{scale.trend_tokens / SHAPES[size].weights:.2g}"
+        compared = degradation_table(scale, results, size, LARGER, in_trend=True)
+        parts.append(f"### {size}, {tokens} tokens a weight\n\n{compared}")
     header = ["over dense", *(f"{name} {pattern}" for pattern in LARGER[1:] for name in NAMES.values())]
     rows = []
     for size in scale.sizes:
@@ -37,9 +40,9 @@ def repeated_text(scale: Scale, results: Results) -> str:
     rows = []
     for size in scale.sizes:
         for values, name in NAMES.items():
-            base = _long_run(scale, results, values, DENSE, size)
+            base = first_run(scale, results, values, DENSE, size)
             for pattern in LARGER:
-                found = _long_run(scale, results, values, pattern, size)
+                found = first_run(scale, results, values, pattern, size)
                 cells = [NOT_YET] * 2 if found is None else [f"{known(found):.2f}" for known in (_training, _test)]
                 compared = ["", ""]
                 if found is not None and base is not None and pattern != DENSE:
@@ -53,8 +56,8 @@ def repeated_text(scale: Scale, results: Results) -> str:
     return f"""## What repeated text does
 
 Runs of seed {scale.seeds[0]} as long as the set-up says. Training perplexity is that of the last {LAST_POINTS} % of the
-steps, on text that was read before; test perplexity is on text that never was. Where a mask raises the former and not
-the latter, what it takes is room to learn by heart.
+steps, on text that was read before; test perplexity is on text that never was, by other authors. Where a mask raises
+the former and not the latter, what it takes may be room to learn by heart.
 
 {table(header, rows)}"""
 
@@ -63,7 +66,7 @@ def zero_shot(scale: Scale, results: Results) -> str:
     rows = []
     for values, name in NAMES.items():
         for pattern in LARGER:
-            found = _long_run(scale, results, values, pattern, scale.sizes[-1])
+            found = first_run(scale, results, values, pattern, scale.sizes[-1])
             answers = [found["zero_shot"]] if found and "zero_shot" in found else []
             blimp = [100 * answer["blimp"]["sum"] for answer in answers]
             hellaswag = [100 * answer["hellaswag"]["by_character"] for answer in answers]
@@ -74,13 +77,6 @@ def zero_shot(scale: Scale, results: Results) -> str:
 Of the same runs, one seed.
 
 {table(header, rows)}"""
-
-
-def _long_run(scale: Scale, results: Results, values: str, pattern: str, size: str) -> Result | None:
-    """Of the first seed, finished."""
-    rate = chosen_rate(scale, results, values)
-    found = None if rate is None else results.of(MAKE[values](scale, size, pattern, scale.seeds[0], rate))
-    return None if found is None or found["diverged_at"] is not None else found
 
 
 def _training(result: Result) -> float:

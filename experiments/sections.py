@@ -27,13 +27,14 @@ def heading(scale: Scale, results: Results) -> str:
     hardware = sorted({gpu for result in found for gpu in result["gpus"]} or {result["cpu"] for result in found})
     commits = sorted({str(result["commit"]) for result in found})
     left = len(missing(scale, results, list(TABLES)))
+    spare = len(results.found) - len(found)
+    more = f" No table asks for {spare} more ([the log](LOG.md))." if spare else ""
     made = f"{len(found)} runs on {', '.join(hardware)}, of commit {', '.join(commits)}." if found else "No runs yet."
     return f"""# Does the paper hold?
 
 The tables of arXiv 2603.05168, re-run at a scale that one GPU has done in minutes, with seeds and intervals. Made by
 `python -m experiments.report` from `experiments/results/runs/`; nothing here is typed. {made} Of the runs that the
-tables ask for as far as is known now, {left} are missing. {len(results.found) - len(found)} more were made that no
-table asks for any longer; [the log](LOG.md) tells of them."""
+tables ask for as far as is known now, {left} are missing.{more}"""
 
 
 def in_short(scale: Scale, results: Results) -> str:
@@ -81,13 +82,13 @@ def method(scale: Scale, results: Results) -> str:
     return f"""## Set-up
 
 Qwen2 models trained from scratch on novels (16 k BPE made on them; text of other authors for validation and test),
-sequences of {scale.sequence} tokens, {scale.batch} a step; AdamW 0.9 / 0.95, {scale.warmup_steps} steps of warm-up,
-cosine to a thirtieth, clip 1.0, weight decay 0.1, which falls to 0 by the middle of the steps where values are
-quantised, as the authors have it. bf16 arithmetic over fp32 masters. BF16 is the same layer without quantisation of
-weights and activations, with the same mask. Embedding and head are tied and stay as they are. Tables tell the test
-perplexity of the last step (windows of {scale.sequence} tokens, fp32), mean ± standard deviation over seeds
-{", ".join(map(str, scale.seeds))}. A seed sets initial weights and the order of the data, for every precision and
-pattern alike; "over dense" divides by the dense model of the same precision and seed.
+sequences of {scale.sequence} tokens, {scale.batch} a step ({scale.trend_batch} in the trend over sizes); AdamW 0.9 /
+0.95, {scale.warmup_steps} steps of warm-up, cosine to a thirtieth, clip 1.0, weight decay 0.1, which falls to 0 by the
+middle of the steps where values are quantised, as the authors have it. bf16 arithmetic over fp32 masters. BF16 is the
+same layer without quantisation of weights and activations, with the same mask. Embedding and head are tied and stay as
+they are. Tables tell the test perplexity of the last step (windows of {scale.sequence} tokens, fp32), mean ± standard
+deviation over seeds {", ".join(map(str, scale.seeds))}. A seed sets initial weights and the order of the data, for
+every precision and pattern alike; "over dense" divides by the dense model of the same precision and seed.
 
 {table(["size", "shape", "linear weights", "embedding", "training tokens"], rows)}"""
 
@@ -143,7 +144,7 @@ def limits(scale: Scale, results: Results) -> str:
     return f"""## What this cannot tell
 
 * Novels of one language stand for RefineWeb, and {tokens[0] / 1e6:.0f} M to {tokens[-1] / 1e6:.0f} M tokens of training
-  for 50 B. Runs read the text {times}, which favours sparse models, as they learn less of it by heart; those of the
+  for 50 B. Runs read the text {times}, which may favour sparse models, as they learn less of it by heart; those of the
   trend over sizes read it {results.passes(scale.trend_tokens)} times.
 * Perplexities of dense models ({small}: {reached}) are far from the paper's 26, of another text and vocabulary, and
   in models this small the embedding holds as many parameters as the layers that are made sparse, or more.

@@ -82,7 +82,7 @@ def claim(scale: Scale, results: Results) -> list[Run]:
 
 
 def trend(scale: Scale, results: Results) -> list[Run]:
-    """All sizes with as many tokens, so few that no text is read often: what size alone does to the degradation.
+    """All sizes with as many tokens, so few that no text is read often; the larger, the fewer tokens a weight.
 
     A seed at all of them before the next seed, so that a trend is seen early.
     """

@@ -37,16 +37,7 @@ UNTIMED_STEPS = 10  # compilation and the first allocations
 
 
 def train(run: Run, corpus: Corpus, device: torch.device) -> dict[str, Any]:
-    """The result of `run`: settings, curves, perplexities and whatever the report draws; JSON can hold it.
-
-    ValueError where the corpus has tokens that the model has no row for.
-    """
-    has, takes = corpus.description["vocabulary"], run.shape.vocabulary
-    if has > takes:
-        raise ValueError(
-            f"the corpus has {has} tokens, models of size {run.size} take {takes}: make one by "
-            f"`python -m experiments.corpus DATA DIRECTORY --vocabulary {takes}`"
-        )
+    """The result of `run`: settings, curves, perplexities and whatever the report draws; JSON can hold it."""
     start = time.perf_counter()
     model = build_model(run, device)
     training = Training(run, model, corpus.ids["train"])

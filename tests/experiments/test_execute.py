@@ -38,6 +38,16 @@ def test_no_run_is_started_that_would_end_too_late(micro: Scale, tmp_path: Path)
     assert done == 0
 
 
+def test_a_run_that_is_too_long_lets_shorter_ones_go_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    runs = [ternary(PAPER, size, "6:8", 0, 8e-3) for size in ("21m", "1.8m")]
+    monkeypatch.setitem(TABLES, "planned", lambda scale, results: runs)
+    (tmp_path / PLAN).write_text("{}")
+    results, clock = Results(tmp_path / "runs"), execute.Clock(minutes=2, share=1)
+    assert clock.expected(runs[1]) < 120 < clock.expected(runs[0])
+    execute.train_missing(PAPER, results, ["planned"], tmp_path, clock, 1, 1, None, PlannedTrainer)
+    assert list(results.found) == [runs[1].key, runs[0].key]  # the short one took a second: now the other fits
+
+
 def planned(
     monkeypatch: pytest.MonkeyPatch, data: Path, plans: list[list[tuple[float, str]]], gpus: int, workers: int
 ) -> tuple[list[Run], int]:
@@ -126,7 +136,11 @@ def test_the_command_lists_and_refuses(tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, ["swep", "--out", str(tmp_path)])
     assert refused.exit_code == 2 and "'swep' is no table" in " ".join(refused.output.split())
     without = CliRunner().invoke(app, ["sweep", "--data", "nowhere", "--out", str(tmp_path)])
-    assert without.exit_code == 2 and "nowhere does not exist" in " ".join(without.output.split())
+    assert without.exit_code == 2 and "nowhere holds no corpus" in " ".join(without.output.split())
+    (tmp_path / "corpus.json").write_text('{"vocabulary": 513}')
+    larger = CliRunner().invoke(app, ["sweep", "--toy", "--data", str(tmp_path), "--out", str(tmp_path / "runs")])
+    told = " ".join(larger.output.replace("\u2502", " ").split())
+    assert larger.exit_code == 2 and "513 tokens, and these models take 512" in told
 
 
 def test_a_damaged_or_missing_corpus_is_told(corpus_directory: Path, tmp_path: Path) -> None:

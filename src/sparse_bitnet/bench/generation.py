@@ -36,7 +36,7 @@ from sparse_bitnet.training.presets import PRESETS, preset_config
 DENSE = "dense"
 GROUPED_OPTION = "grouped"
 BYTES = ("state_bytes", "linears_bytes", "held_bytes")
-UNTIMED = 8  # places for steps that are not timed
+UNTIMED = 16  # places for steps that are not timed
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 
@@ -31,32 +32,31 @@ def milliseconds_in_turn(
     return [statistics.fmean(both) for both in zip(forwards, reversed(backwards), strict=True)]
 
 
-def _median(timer: Callable[[], float], repeats: int, longest: float = float("inf")) -> float:
-    once = timer()  # warms up, and tells how many fit
-    count = max(min(repeats, FEWEST), int(min(repeats, longest / once)))
-    return statistics.median(timer() for _ in range(count))
+def _median(timer: Callable[[int], list[float]], repeats: int, longest: float = float("inf")) -> float:
+    (once,) = timer(1)  # warms up, and tells how many fit
+    return statistics.median(timer(max(min(repeats, FEWEST), int(min(repeats, longest / once)))))
 
 
-def _timer(run: Callable[[], object], device: torch.device) -> Callable[[], float]:
-    """Gives the milliseconds of one `run`, each time that it is called."""
+def _timer(run: Callable[[], object], device: torch.device) -> Callable[[int], list[float]]:
+    """Gives the milliseconds of each of so many `run`s, each time that it is called."""
     if device.type != "cuda":
-        return lambda: _host_milliseconds(run)
+        return lambda count: [_host_milliseconds(run) for _ in range(count)]
     graph, _ = capture(run, device)
-    for _ in range(2):
-        _replay_milliseconds(graph, device)
-    return lambda: _replay_milliseconds(graph, device)
+    _replay_milliseconds(graph, 1, device)
+    return lambda count: _replay_milliseconds(graph, count, device)
 
 
-def _replay_milliseconds(graph: torch.cuda.CUDAGraph, device: torch.device) -> float:
-    """Of the second replay of two: the host launches it, hundreds of kernels perhaps, while the first one runs."""
+def _replay_milliseconds(graph: torch.cuda.CUDAGraph, count: int, device: torch.device) -> list[float]:
+    """Of each of `count` replays behind another: the host launches hundreds of kernels, perhaps, while one runs."""
     with torch.cuda.device(device):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
         graph.replay()
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-    return start.elapsed_time(end)
+        events[0].record()
+        for event in events[1:]:
+            graph.replay()
+            event.record()
+        events[-1].synchronize()
+    return [start.elapsed_time(end) for start, end in pairwise(events)]
 
 
 def _host_milliseconds(run: Callable[[], object]) -> float:

@@ -9,13 +9,13 @@ Shapes: T tokens, O out_features, I in_features, B bytes a row, P parts.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from sparse_bitnet.formats import i2
 from sparse_bitnet.kernels.dispatch import Backend, Operator
 from sparse_bitnet.kernels.packed_linear import PackedLayout
 from sparse_bitnet.numerics.activation import quantize_activation
@@ -29,7 +29,7 @@ stands between two of its products, quantisation and norm, is one kernel."""
 def quantize_planes(x: Tensor, layout: PackedLayout) -> tuple[Tensor, Tensor, Tensor]:
     """codes, total and token_scale of `packed_product`, of x [..., I] float."""
     codes, token_scale = quantize_activation(x.reshape(-1, layout.in_features), layout.activations)  # [T, I], [T, 1]
-    row_bytes = math.ceil(layout.in_features / 4)
+    row_bytes = i2.bytes_per_row(layout.in_features)
     by_byte = pad(codes, (0, 4 * row_bytes - layout.in_features)).view(-1, row_bytes, 4, 1)
     return by_byte.contiguous(memory_format=torch.channels_last), codes.sum(-1, dtype=torch.int32), token_scale
 
