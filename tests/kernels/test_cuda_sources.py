@@ -59,9 +59,7 @@ def test_the_packing_compiles_for_every_group_and_dtype(m: str, source: str, tmp
 def test_the_quantisation_compiles_for_every_group_and_dtype(m: str, kind: str, gated: str, tmp_path: Path) -> None:
     file = KERNELS / "quantize_lifted" / "gpu_cuda.cu"
     told = compiled(file, tmp_path, M=m, KIND=kind, GATED=gated, THREADS="512", HELD="8", SMALLEST="1e-05f")
-    spilled = re.search(r"(\d+) bytes spill stores", told)
-    assert spilled is not None
-    assert int(spilled[1]) <= (96 if (kind, gated) == ("2", "1") else 0)  # fp16: the compiler keeps to 64 registers
+    assert "0 bytes spill stores" in told
 
 
 @pytest.mark.parametrize(("m", "result"), [("4", "bf16"), ("6", "f16"), ("8", "bf16"), ("32", "bf16")])

@@ -189,7 +189,7 @@ def test_lifted_activations_equal_the_reference(m: int, width: int, dtype: torch
     x = (torch.randn(3, 5, width) * torch.logspace(-8, 4, 15).view(3, 5, 1)).to(dtype)
     x[0, 1] = 0
     codes = torch.empty(x.shape, dtype=torch.int8)
-    expected = *lifted_reference.run(x, "int8", m, codes), codes
+    expected = *lifted_reference.run(x, "int8", m, codes, False), codes
     poison(expected[0].numel() // 4, torch.float32, device)
     found_codes = quantize_lifted.quantize_and_lift(x.to(device), "int8", m)
     for found, wanted in zip(found_codes, expected, strict=True):
@@ -216,6 +216,16 @@ def test_gated_activations_are_those_of_plain_operations(m: int, width: int, dty
     assert torch.equal(codes, expected[0]) or device == "cuda"
     none = quantize_lifted.quantize_gated(x[:0], "int8", m)
     assert none[0].shape == (0, 5, expected[0].shape[-1])
+    x[0, 0, 0], x[0, 1, width], x[0, 2, 1], x[0, 3] = float("nan"), float("inf"), -100, 0  # silu(-100) is hardly any
+    assert (quantize_lifted.quantize_gated(x, "int8", m)[1][0].flatten() > 0).tolist() == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
+    with pytest.raises(ValueError, match="not halves of 15 columns"):
+        quantize_lifted.quantize_gated(x[..., :15], "int8", m)
 
 
 @pytest.mark.parametrize("device", DEVICES)

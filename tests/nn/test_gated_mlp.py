@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
-from sparse_bitnet import Recipe, accelerate, convert, prepare
+from sparse_bitnet import PackedLinear, Recipe, accelerate, convert, prepare
+from sparse_bitnet.bench.checks import check_layers
 from sparse_bitnet.nn import gated_mlp
-from sparse_bitnet.nn.fast_weight import FastWeight, fast_weight
-from sparse_bitnet.nn.gated_mlp import GateChoice, GatedMLP, fuse_gates, gated_mlps
+from sparse_bitnet.nn.choosing import NEVER
+from sparse_bitnet.nn.fast_weight import fast_weight
+from sparse_bitnet.nn.gated_mlp import GatedMLP, computes_as_named, gated_products, open_gates, ways_of
 from sparse_bitnet.nn.shared_inputs import join, layers_sharing_inputs, share
 
-TOKENS = torch.arange(14).reshape(2, 7)
+MANY = torch.arange(96).reshape(2, 48) % 32
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
@@ -44,13 +48,18 @@ def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gated_mlp, "sparse_tensor_core_obstacle", lambda device, dtype: None)
 
 
-def gate(model: nn.Module, from_tokens: int = 0) -> list[GatedMLP]:
-    found = list(gated_mlps(model, torch.float32))
-    for one in found:
-        one.from_tokens = from_tokens
-        one.module.down_proj.fast = one.down
-        one.module.forward = one
-    return found
+def gate(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Gates opened for any number of tokens."""
+    with pytest.MonkeyPatch.context() as patch:
+        times = dict(zip(gated_mlp.WAYS, (1.0, 2.0), strict=True))
+        patch.setattr(gated_mlp, "microseconds_of_a_layer", lambda *_: times)
+        (choice,) = open_gates(model, (1, 64), dtype)
+    assert choice.taken_from == 1
+    return model
+
+
+def mlps(model: Qwen2ForCausalLM) -> list[nn.Module]:
+    return [layer.mlp for layer in model.model.layers]
 
 
 @pytest.mark.usefixtures("on_a_cpu")
@@ -58,90 +67,139 @@ def gate(model: nn.Module, from_tokens: int = 0) -> list[GatedMLP]:
 @torch.no_grad()
 def test_it_computes_what_the_module_does(pattern: str) -> None:
     model = accelerated(language_model(pattern))
-    expected, keys = model(TOKENS).logits, list(model.state_dict())
-    assert len(gate(model)) == 2
-    close = {"rtol": 1e-3, "atol": 1e-3}
-    torch.testing.assert_close(model(TOKENS).logits, expected, **close)
-    assert list(model.state_dict()) == keys
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=False)
-    torch.testing.assert_close(compiled(TOKENS).logits, expected, **close)
-    torch.testing.assert_close(copy.deepcopy(model)(TOKENS).logits, expected, **close)
-
-
-@pytest.mark.usefixtures("on_a_cpu")
-def test_few_tokens_gradients_and_layers_made_anew_take_the_forward_of_the_module(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model, finished = accelerated(language_model()), []
-    one, other = gate(model, from_tokens=14)
-    monkeypatch.setattr(GatedMLP, "finish", lambda self, y: finished.append(self) or y[..., :64])
-
-    def gated(tokens: torch.Tensor) -> list[GatedMLP]:
-        finished.clear()
-        with torch.no_grad():
-            model(tokens)
-        return list(finished)
-
-    assert [id(found) for found in gated(TOKENS)] == [id(one), id(other)]
-    assert not gated(TOKENS[:1])
-    model(TOKENS).logits.sum().backward()
-    assert not finished
-    one.module.down_proj.load_state_dict(one.module.down_proj.state_dict())
-    assert [id(found) for found in gated(TOKENS)] == [id(other)]
-    model.to(torch.bfloat16)
-    assert not gated(TOKENS)
-
-
-@pytest.mark.usefixtures("on_a_cpu")
-@torch.no_grad()
-def test_only_where_the_module_computes_by_its_names_and_down_can_be_sparse() -> None:
-    assert not list(gated_mlps(language_model(), torch.float32))  # not accelerated
-    assert not list(gated_mlps(accelerated(language_model(activation="gelu")), torch.float32))
-    assert not list(gated_mlps(accelerated(language_model("7:8")), torch.float32))
-    model = accelerated(language_model())
+    expected, state = model(MANY).logits, {name: one.clone() for name, one in model.state_dict().items()}
     gate(model)
-    assert not list(gated_mlps(model, torch.float32))  # done already
+    assert all(isinstance(mlp, GatedMLP) and gated_products(mlp) for mlp in mlps(model))
+    close = {"rtol": 1e-3, "atol": 1e-3}
+    torch.testing.assert_close(model(MANY).logits, expected, **close)
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(one, state[name]) for name, one in model.state_dict().items())
+    copied = copy.deepcopy(model)
+    for mlp, other in zip(mlps(copied), mlps(model), strict=True):
+        products, others = gated_products(mlp), gated_products(other)
+        assert products and others and products[1] is mlp.down_proj.fast is not others[1]
+    torch.testing.assert_close(copied(MANY).logits, expected, **close)
 
 
 @pytest.mark.usefixtures("on_a_cpu")
-@pytest.mark.parametrize("is_faster", [True, False])
 @torch.no_grad()
-def test_it_is_taken_from_where_it_is_the_faster(is_faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def times(ways: dict[str, object], *_: object) -> dict[str, float]:
-        return {way: float(index == is_faster) for index, way in enumerate(ways)}
+def test_compiled_it_is_one_operator_but_for_few_tokens() -> None:
+    model = gate(accelerated(language_model()))
+    mlp, graphs = model.model.layers[0].mlp, []
+    torch.compiler.reset()
 
-    monkeypatch.setattr(gated_mlp, "microseconds_of_a_layer", times)
-    model = accelerated(language_model())
-    expected = model(TOKENS).logits
-    (choice,) = fuse_gates(model, (2, 64), torch.float32)
+    def keep(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        graphs.append(graph.code)
+        return graph.forward
+
+    compiled = torch.compile(mlp, backend=keep, fullgraph=True, dynamic=False)
+    for tokens in (65, 4):
+        x = torch.randn(tokens, 64)
+        torch.testing.assert_close(compiled(x), mlp(x), rtol=1e-3, atol=1e-3)
+    assert ["silu" in code for code in graphs] == [False, True]
+
+
+@pytest.mark.usefixtures("on_a_cpu")
+@pytest.mark.parametrize("name", ["gate_proj", "up_proj", "down_proj"])
+@torch.no_grad()
+def test_what_was_loaded_anew_is_computed_with(name: str) -> None:
+    model, other = gate(accelerated(language_model())), language_model()
     mlp = model.model.layers[0].mlp
-    assert ("forward" in vars(mlp)) == is_faster
-    assert isinstance(mlp.down_proj.fast, FastWeight)
-    assert (mlp.down_proj.fast.fragments is not None) == is_faster
-    torch.testing.assert_close(model(TOKENS).logits, expected, rtol=1e-3, atol=1e-3)
-    assert str(choice).splitlines()[0] == "2 gates before 64 x 96, 6:8"
+    layer, loaded = getattr(mlp, name), getattr(other.model.layers[1].mlp, name)
+    layer.load_state_dict(loaded.state_dict())
+    setattr(other.model.layers[0].mlp, name, loaded)
+    assert gated_products(mlp) is None
+    torch.testing.assert_close(model(MANY).logits, other(MANY).logits, rtol=1e-3, atol=1e-3)
 
 
-def test_what_was_chosen_is_told() -> None:
-    times = {16: {"one kernel": 9.0, "apart": 8.0}, 64: {"one kernel": 9.0, "apart": 12.0}}
-    assert str(GateChoice((64, 96), Recipe("2:4"), 3, times)).splitlines() == [
-        "3 gates before 64 x 96, 2:4",
-        "      16 tokens: one kernel 9.0, apart 8.0 us: apart",
-        "      64 tokens: one kernel 9.0, apart 12.0 us: one kernel",
+@pytest.mark.usefixtures("on_a_cpu")
+def test_a_model_that_was_moved_or_taken_apart_computes_by_its_layers() -> None:
+    model, plain = gate(accelerated(language_model())), language_model()
+    with torch.no_grad():
+        expected = plain(MANY).logits
+        model.double()
+        assert gated_products(model.model.layers[0].mlp) is None
+        torch.testing.assert_close(model(MANY).logits.float(), expected, rtol=1e-3, atol=1e-3)
+        gate(accelerated(model.float()))  # and may be accelerated again
+        mlp = model.model.layers[0].mlp
+        assert gated_products(mlp) and isinstance(mlp.down_proj, PackedLinear)
+        seen = []
+        hook = mlp.up_proj.register_forward_hook(lambda *_: seen.append(1))
+        model(MANY)
+        hook.remove()
+        assert seen == [1] and gated_products(mlp)
+        mlp.down_proj = mlp.down_proj.to_linear(torch.float32)
+        assert gated_products(mlp) is None and model(MANY).logits.isfinite().all()
+    x = torch.randn(100, 64, requires_grad=True)
+    model.model.layers[1].mlp(x).sum().backward()
+    assert x.grad is not None and bool(x.grad.any())
+
+
+@pytest.mark.usefixtures("on_a_cpu")
+@torch.no_grad()
+def test_only_an_mlp_whose_forward_is_that_and_whose_down_can_be_sparse() -> None:
+    class Clamped(Qwen2MLP):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.down_proj(self.act_fn(self.gate_proj(x)).clamp(max=7) * self.up_proj(x))
+
+    class Said(Qwen2MLP):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return self.down_proj(self.act_fn(self.gate_proj(hidden)) * self.up_proj(hidden))
+
+    mlp = accelerated(language_model()).model.layers[0].mlp
+    assert computes_as_named(mlp)
+    for kind, is_that in ((Clamped, False), (Said, True)):
+        mlp.__class__ = kind
+        assert computes_as_named(mlp) is is_that
+    hook = mlp.register_forward_hook(lambda *_: None)
+    assert not computes_as_named(mlp)
+    hook.remove()
+    for model in (language_model(), accelerated(language_model(activation="gelu")), accelerated(language_model("7:8"))):
+        assert not open_gates(model, (1,), torch.float32)
+
+
+@pytest.mark.usefixtures("on_a_cpu")
+@torch.no_grad()
+def test_it_is_taken_only_where_it_is_the_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = accelerated(language_model())
+    monkeypatch.setattr(gated_mlp, "microseconds_of_a_layer", lambda ways, *_: dict(zip(ways, (2.0, 1.0), strict=True)))
+    (choice,) = open_gates(model, (2, 64), torch.float32)
+    assert str(choice).splitlines()[::2] == [
+        "2 gates before 64 x 96, 6:8",
+        "      64 tokens: one kernel 2.0, apart 1.0 us: apart",
     ]
+    assert all(isinstance(mlp, Qwen2MLP) and mlp.down_proj.fast.fragments is None for mlp in mlps(model))
+    gate(model)
+    open_gates(model, (2, 64), torch.float32)
+    assert [mlp.from_tokens for mlp in mlps(model)] == [NEVER, NEVER]
+
+
+@pytest.mark.usefixtures("on_a_cpu")
+@torch.no_grad()
+def test_no_speed_is_told_of_a_gate_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = gate(accelerated(language_model()))
+    check_layers(model, (3,), torch.float32)
+    right = gated_mlp.finish
+    monkeypatch.setattr(gated_mlp, "finish", lambda gate_and_up, down: right(gate_and_up.flip(-1), down))
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp with 3 tokens is not its layers"):
+        check_layers(model, (3,), torch.float32)
+
+
+@torch.no_grad()
+def test_both_ways_are_the_same() -> None:
+    down = accelerated(language_model()).model.layers[0].mlp.down_proj
+    one, apart = (way(fast_weight(down, True)) for way in ways_of(torch.randn(5, 192)).values())
+    torch.testing.assert_close(one, apart)
 
 
 @pytest.mark.parametrize("pattern", [pytest.param(pattern, marks=gpu) for pattern in ("2:4", "6:8")])
 @torch.no_grad()
 def test_on_a_gpu(pattern: str) -> None:
-    model = language_model(pattern).cuda().to(torch.bfloat16)
-    tokens = TOKENS.cuda()
+    model, tokens = language_model(pattern).cuda().to(torch.bfloat16), MANY.cuda()
     expected = model(tokens).logits
-    choices = accelerate(model, (1, 64))
-    assert isinstance(choices[-1], GateChoice)
-    for layer in model.model.layers:  # whatever was chosen
-        vars(layer.mlp).pop("forward", None)
-    assert len(gate(model)) == 2
+    assert accelerate(model, (1, 64))[-1].ways == gated_mlp.WAYS
+    gate(model, torch.bfloat16)  # whatever was chosen
+    assert all(gated_products(mlp) for mlp in mlps(model))
     for run in (model, torch.compile(model, fullgraph=True, dynamic=False)):
         logits = run(tokens).logits
         assert (logits - expected).abs().max() < 0.05 * expected.abs().max()

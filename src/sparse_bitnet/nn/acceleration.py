@@ -13,7 +13,7 @@ Shapes: T tokens, O out_features, I in_features.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +21,14 @@ from torch import Tensor, nn
 from sparse_bitnet.formats.windows import WINDOW, lift_activation
 from sparse_bitnet.kernels.packed_product import quantize_planes
 from sparse_bitnet.kernels.tracing import MOST_TOKENS
-from sparse_bitnet.nn.choosing import NEVER, Times, grouped, lowest_from, microseconds_of_a_layer, told
+from sparse_bitnet.nn.choosing import NEVER, Choice, Times, grouped, microseconds_of_a_layer
 from sparse_bitnet.nn.fast_weight import FastWeight, fast_weight
-from sparse_bitnet.nn.gated_mlp import GateChoice, fuse_gates
+from sparse_bitnet.nn.gated_mlp import open_gates
 from sparse_bitnet.nn.packed_linear import PackedLinear
 from sparse_bitnet.nn.shared_inputs import join, layers_sharing_inputs, share
-from sparse_bitnet.nn.sparse_forward import Shape, sparse_forward_obstacle, sparse_tensor_core_obstacle
+from sparse_bitnet.nn.sparse_forward import sparse_forward_obstacle, sparse_tensor_core_obstacle
 from sparse_bitnet.nn.stored_settings import named_layers
 from sparse_bitnet.numerics.activation import quantize_activation
-from sparse_bitnet.recipe import Recipe
 
 TOKENS = (1, 16, 64, 128, 256, 512, 1024, 2048, 8192)
 WAYS = ("sparse", "packed")
@@ -37,50 +36,16 @@ WAYS = ("sparse", "packed")
 Product = Callable[[FastWeight], Tensor]
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What was measured for the layers of one shape [O, I] and recipe, and chosen.
-
-    microseconds           of each product that can run, by the number of tokens
-    compiled_microseconds  of few tokens under torch.compile, the quantisation left out
-    refusal                why sparse tensor cores cannot; None where they can
-    sparse_from, compiled_sparse_from   the number of tokens from which they are used; NEVER
-    """
-
-    shape: Shape
-    recipe: Recipe
-    layers: int
-    microseconds: Times
-    compiled_microseconds: Times
-    refusal: str | None
-
-    @property
-    def sparse_from(self) -> int:
-        return lowest_from(self.microseconds, *WAYS)
-
-    @property
-    def compiled_sparse_from(self) -> int:
-        return lowest_from(self.compiled_microseconds, *WAYS)
-
-    def __str__(self) -> str:
-        lines = [f"{self.layers} layers of {self.shape[0]} x {self.shape[1]}, {self.recipe.pattern}"]
-        for tokens in self.microseconds:
-            line = f"{tokens:>8} tokens: {told(self.microseconds, tokens, *WAYS)}"
-            is_few = tokens in self.compiled_microseconds
-            lines.append(line + (f"; compiled {told(self.compiled_microseconds, tokens, *WAYS)}" if is_few else ""))
-        return "\n".join([*lines, *([f"   no sparse: {self.refusal}"] if self.refusal else [])])
-
-
 @torch.no_grad()
 def accelerate(
     model: nn.Module, tokens: Sequence[int] = TOKENS, dtype: torch.dtype = torch.bfloat16, fuse: bool = True
-) -> list[Choice | GateChoice]:
+) -> list[Choice]:
     """Measure the products of the packed layers of `model`, on a GPU, and have each layer take the fastest.
 
     tokens  numbers of them to measure; between two, what was chosen for the lower one is taken
     dtype   of the activations
-    fuse    whether q, k and v, and gate and up, are multiplied as one, and silu(gate) * up is computed where it is
-            quantised (gated_mlp.py)
+    fuse    whether q, k and v, and gate and up, are multiplied as one, and MLPs of transformers are replaced by a
+            GatedMLP (gated_mlp.py), with the same layers
 
     Weights in another format than i2 are kept as i2 too, and those that use sparse tensor cores as fragments, which
     take (2 - 4 / m) / 4 bytes a weight. Neither is part of the state dict, and a layer that is moved or loaded anew
@@ -96,51 +61,56 @@ def accelerate(
     joints, joined = [join(group) for group in groups], {id(layer) for group in groups for layer in group}
     apart = [layer for layer in layers if id(layer) not in joined and layer.recipe.activations != "none"]
     tokens = sorted(tokens)
-    choices = [_choose(alike, tokens, dtype) for alike in grouped([*joints, *apart])]
+    choices = [_choose(alike, tokens, dtype) for alike in grouped([*joints, *apart], lambda layer: layer)]
     for joint, group in zip(joints, groups, strict=True):
         assert isinstance(joint.fast, FastWeight)
         share(joint.fast, group, joint.fast.by_part())
-    return [*choices, *(fuse_gates(model, tokens, dtype) if fuse else [])]
+    return [*choices, *(open_gates(model, tokens, dtype) if fuse else [])]
 
 
 def _choose(layers: Sequence[PackedLinear], tokens: Sequence[int], dtype: torch.dtype) -> Choice:
     first = layers[0]
     shape, recipe, device = (first.out_features, first.in_features), first.recipe, first.weight.device
     refusal = sparse_forward_obstacle(recipe, shape) or sparse_tensor_core_obstacle(device, dtype)
-    weights = [fast_weight(layer, has_fragments=refusal is None) for layer in layers]
-
-    def times(products: dict[str, Product]) -> dict[str, float]:
-        able = {name: product for name, product in products.items() if name == "packed" or refusal is None}
-        return microseconds_of_a_layer(able, weights, device)
+    has_sparse = refusal is None
+    weights = [fast_weight(layer, has_sparse) for layer in layers]
 
     seen: Times = {}
     compiled: Times = {}
     for count in tokens:
         x = torch.randn(count, shape[1], device=device, dtype=dtype)
-        seen[count] = times(products_of(x))
+        seen[count] = microseconds_of_a_layer(products_of(x, has_sparse), weights, device)
         if count <= MOST_TOKENS:
-            compiled[count] = times(compiled_products(x, weights[0]))
-    choice = Choice(shape, recipe, len(layers), seen, compiled, refusal)
-    sparse_from = {"sparse_from": choice.sparse_from, "compiled_sparse_from": choice.compiled_sparse_from}
+            products = compiled_products(x, weights[0], has_sparse)
+            compiled[count] = microseconds_of_a_layer(products, weights, device)
+    subject = f"{len(layers)} layers of {shape[0]} x {shape[1]}, {recipe.pattern}"
+    choice = Choice(subject, WAYS, seen, compiled, refusal)
+    sparse_from = {"sparse_from": choice.taken_from, "compiled_sparse_from": choice.compiled_taken_from}
     for layer, weight in zip(layers, weights, strict=True):
         fragments = None if min(sparse_from.values()) == NEVER else weight.fragments
         layer.fast = replace(weight, fragments=fragments, **sparse_from)
     return choice
 
 
-def products_of(x: Tensor) -> dict[str, Product]:
+def products_of(x: Tensor, has_sparse: bool) -> dict[str, Product]:
     """What there is to choose from for x [T, I]."""
-    return {"packed": lambda one: one.multiply_packed(x), "sparse": lambda one: one.multiply_sparse(x)}
+    products: dict[str, Product] = {"packed": lambda one: one.multiply_packed(x)}
+    if has_sparse:
+        products["sparse"] = lambda one: one.multiply_sparse(x)
+    return products
 
 
-def compiled_products(x: Tensor, weight: FastWeight) -> dict[str, Product]:
+def compiled_products(x: Tensor, weight: FastWeight, has_sparse: bool) -> dict[str, Product]:
     """What torch.compile leaves of them for few tokens, with weights like `weight`."""
     planes = quantize_planes(x, weight.layout)
-    codes, token_scale = quantize_activation(x, weight.layout.activations)
-    lifted = lift_activation(codes, weight.m).contiguous()
+    products: dict[str, Product] = {"packed": lambda one: one.multiply_planes(*planes, x.dtype)}
+    if has_sparse:
+        codes, token_scale = quantize_activation(x, weight.layout.activations)
+        lifted = lift_activation(codes, weight.m).contiguous()
 
-    def sparse(one: FastWeight) -> Tensor:
-        # A copy stands for the lift: the compiler's kernel takes as long as one, PyTorch's own much longer.
-        return one.multiply_lifted(lifted if one.m == WINDOW else lifted.clone(), token_scale, x.dtype)
+        def sparse(one: FastWeight) -> Tensor:
+            # A copy stands for the lift: the compiler's kernel takes as long as one, PyTorch's own much longer.
+            return one.multiply_lifted(lifted if one.m == WINDOW else lifted.clone(), token_scale, x.dtype)
 
-    return {"packed": lambda one: one.multiply_planes(*planes, x.dtype), "sparse": sparse}
+        products["sparse"] = sparse
+    return products

@@ -1,8 +1,9 @@
-"""How one way of computing something is chosen among several: by what each of them takes on the GPU at hand."""
+"""How one of two ways of computing something is chosen: by what each of them takes on the GPU at hand."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TypeVar
 
@@ -16,18 +17,56 @@ MOST_LAYERS = 16  # of one kind, measured in turn, so that weights come from mem
 NEVER = 2**62
 
 Times = dict[int, dict[str, float]]  # microseconds by tokens and way
-
-
 Layer = TypeVar("Layer")
 
 
-def grouped(layers: Sequence[PackedLinear]) -> Iterator[list[PackedLinear]]:
-    """Those that are alike: of one device, shape and recipe."""
+@dataclass(frozen=True)
+class Choice:
+    """What was measured for layers that are alike, and chosen.
 
-    def kind(layer: PackedLinear) -> tuple[str, int, int, str]:
-        return str(layer.weight.device), layer.out_features, layer.in_features, layer.recipe.key
+    subject                which layers
+    ways                   the one that is taken from some number of tokens on, and the one that is taken below
+    microseconds           of each way that can be gone, by the number of tokens
+    compiled_microseconds  of few tokens under torch.compile
+    refusal                why the first way cannot be gone; None where it can
+    """
 
-    return (list(group) for _, group in groupby(sorted(layers, key=kind), key=kind))
+    subject: str
+    ways: tuple[str, str]
+    microseconds: Times
+    compiled_microseconds: Times = field(default_factory=dict)
+    refusal: str | None = None
+
+    @property
+    def taken_from(self) -> int:
+        """The number of tokens; NEVER."""
+        return self._lowest(self.microseconds)
+
+    @property
+    def compiled_taken_from(self) -> int:
+        return self._lowest(self.compiled_microseconds)
+
+    def __str__(self) -> str:
+        lines = [self.subject]
+        for tokens in self.microseconds:
+            line = f"{tokens:>8} tokens: {self._told(self.microseconds, tokens)}"
+            is_few = tokens in self.compiled_microseconds
+            lines.append(line + (f"; compiled {self._told(self.compiled_microseconds, tokens)}" if is_few else ""))
+        return "\n".join([*lines, *([f"   no {self.ways[0]}: {self.refusal}"] if self.refusal else [])])
+
+    def _lowest(self, times: Times) -> int:
+        """From there on the first way is never the slower."""
+        first, second = self.ways
+        lowest = NEVER
+        for tokens in sorted(times, reverse=True):
+            if times[tokens].get(first, float("inf")) > times[tokens][second]:
+                break
+            lowest = tokens
+        return lowest
+
+    def _told(self, times: Times, tokens: int) -> str:
+        each = ", ".join(f"{way} {time:.1f}" for way, time in times[tokens].items())
+        return f"{each} us: {self.ways[tokens < self._lowest(times)]}"
 
 
 def microseconds_of_a_layer(
@@ -41,17 +80,11 @@ def microseconds_of_a_layer(
     }  # fmt: skip
 
 
-def lowest_from(times: Times, way: str, other: str) -> int:
-    """The lowest number of tokens from which on `way` is never slower than `other`; NEVER."""
-    lowest = NEVER
-    for tokens in sorted(times, reverse=True):
-        if times[tokens].get(way, float("inf")) > times[tokens][other]:
-            break
-        lowest = tokens
-    return lowest
+def grouped(items: Sequence[Layer], layer_of: Callable[[Layer], PackedLinear]) -> Iterator[list[Layer]]:
+    """Those whose layers are alike: of one device, shape and recipe."""
 
+    def kind(item: Layer) -> tuple[str, int, int, str]:
+        layer = layer_of(item)
+        return str(layer.weight.device), layer.out_features, layer.in_features, layer.recipe.key
 
-def told(times: Times, tokens: int, way: str, other: str) -> str:
-    """What each takes, and which is taken."""
-    each = ", ".join(f"{name} {time:.1f}" for name, time in times[tokens].items())
-    return f"{each} us: {way if tokens >= lowest_from(times, way, other) else other}"
+    return (list(group) for _, group in groupby(sorted(items, key=kind), key=kind))

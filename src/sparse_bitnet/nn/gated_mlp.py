@@ -8,8 +8,11 @@ Shapes: T tokens, H hidden size, I in_features of down.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,121 +20,144 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparse_bitnet.kernels.quantize_lifted import quantize_gated
-from sparse_bitnet.nn.choosing import NEVER, Times, grouped, lowest_from, microseconds_of_a_layer, told
+from sparse_bitnet.kernels.tracing import is_traced_with_few_tokens
+from sparse_bitnet.nn.choosing import NEVER, Choice, Times, grouped, microseconds_of_a_layer
 from sparse_bitnet.nn.fast_weight import FastWeight, fast_weight
 from sparse_bitnet.nn.packed_linear import PackedLinear
 from sparse_bitnet.nn.shared_inputs import Share
-from sparse_bitnet.nn.sparse_forward import Shape, sparse_forward_obstacle, sparse_tensor_core_obstacle
-from sparse_bitnet.recipe import Recipe
+from sparse_bitnet.nn.sparse_forward import sparse_forward_obstacle, sparse_tensor_core_obstacle
 
-NAMES = ("gate_proj", "up_proj", "down_proj")
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+FORWARD = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
+SILU = ("SiLU", "SiLUActivation")  # of torch, of transformers
 WAYS = ("one kernel", "apart")
-SAMPLE = 16  # tokens by which it is seen that a module computes what its names say
-CLOSE = 0.02  # of the largest value; a code now and then may be the one beside
 
 
-@dataclass
-class GatedMLP:
-    """The forward of `module`, in place of its own, as long as its layers compute by what they did when it was made.
+class GatedMLP(nn.Module):
+    """In the place of an MLP of transformers, of which it takes the layers, under their names.
 
-    gate_and_up  x [..., H] -> [..., 2 I], side by side
-    down         with fragments
-    from_tokens  below this number of them the module computes as ever
+    from_tokens  the number of tokens from which one kernel stands between the products, for as long as its layers
+                 compute as `accelerate` made them
     """
 
-    module: nn.Module
-    gate_and_up: Callable[[Tensor], Tensor]
-    down: FastWeight
-    from_tokens: int
+    def __init__(self, mlp: Any, from_tokens: int) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        self.act_fn = mlp.act_fn
+        self.from_tokens = from_tokens
+        self.train(mlp.training)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """x [..., H] -> y [..., H]."""
-        is_enough = x.numel() >= self.from_tokens * x.shape[-1]
-        if is_enough and self.is_current() and not (torch.is_grad_enabled() and x.requires_grad):
-            return self.finish(self.gate_and_up(x))
-        return type(self.module).forward(self.module, x)
-
-    def finish(self, gate_and_up: Tensor) -> Tensor:
-        codes, token_scale = quantize_gated(gate_and_up, self.down.layout.activations, self.down.m)
-        return self.down.multiply_lifted(codes, token_scale, gate_and_up.dtype)
-
-    def is_current(self) -> bool:
-        gate, _, down = _projections(self.module)
-        return down.fast is self.down and isinstance(gate.fast, Share) and gate.fast.joint.multiply is self.gate_and_up
+        products = gated_products(self)
+        is_many = x.numel() >= self.from_tokens * x.shape[-1] and not is_traced_with_few_tokens(x)
+        if products is None or not is_many or (torch.is_grad_enabled() and x.requires_grad):
+            return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+        gate_and_up, down = products
+        return finish(gate_and_up(x), down)
 
 
-@dataclass(frozen=True)
-class GateChoice:
-    """What was measured from gate and up to y for the MLPs with a down of one shape [H, I] and recipe, and chosen."""
-
-    shape: Shape
-    recipe: Recipe
-    modules: int
-    microseconds: Times
-
-    def __str__(self) -> str:
-        lines = [f"{self.modules} gates before {self.shape[0]} x {self.shape[1]}, {self.recipe.pattern}"]
-        lines += [f"{tokens:>8} tokens: {told(self.microseconds, tokens, *WAYS)}" for tokens in self.microseconds]
-        return "\n".join(lines)
+def finish(gate_and_up: Tensor, down: FastWeight) -> Tensor:
+    """y [..., H] of [..., 2 I], gate and up side by side."""
+    codes, token_scale = quantize_gated(gate_and_up, down.layout.activations, down.m)
+    return down.multiply_lifted(codes, token_scale, gate_and_up.dtype)
 
 
-def fuse_gates(model: nn.Module, tokens: Sequence[int], dtype: torch.dtype) -> list[GateChoice]:
-    """Have the MLPs of an accelerated `model` compute by one kernel between products where that is the faster."""
+def gated_products(mlp: Any) -> tuple[Callable[[Tensor], Tensor], FastWeight] | None:
+    """By which an accelerated `mlp` computes gate and up at once, and down on sparse tensor cores; None if not."""
+    layers: list[Any] = [getattr(mlp, name) for name in PROJECTIONS]
+    one, other, last = (getattr(layer, "fast", None) for layer in layers)
+    if not isinstance(one, Share) or not isinstance(other, Share) or one.joint is not other.joint:
+        return None
+    if not isinstance(last, FastWeight) or last.fragments is None or len(one.joint.heights) != 2:
+        return None
+    if any(layer._forward_hooks or layer._forward_pre_hooks for layer in [*layers, mlp.act_fn]):
+        return None
+    return one.joint.multiply, last
+
+
+def open_gates(model: nn.Module, tokens: Sequence[int], dtype: torch.dtype) -> list[Choice]:
+    """Have the MLPs of an accelerated `model` compute by one kernel between products from where that is the faster."""
+    places = [
+        (parent, name) for parent in model.modules() for name, child in parent.named_children()
+        if computes_as_named(child) and _can_be_sparse(child.down_proj, dtype)
+    ]  # fmt: skip
     choices = []
-    found = {id(_projections(one.module)[2]): one for one in gated_mlps(model, dtype)}
-    for downs in grouped([_projections(one.module)[2] for one in found.values()]):
-        alike = [found[id(down)] for down in downs]
-        shape, device = (downs[0].out_features, downs[0].in_features), downs[0].weight.device
+    for alike in grouped(places, lambda place: _down(*place)):
+        downs = [_down(*place) for place in alike]
+        weights = [_with_fragments(down) for down in downs]
+        width, device = downs[0].in_features, downs[0].weight.device
         times: Times = {}
         for count in tokens:
-            gate_and_up = torch.randn(count, 2 * shape[1], device=device, dtype=dtype)
-            times[count] = microseconds_of_a_layer(ways_of(gate_and_up), alike, device)
-        from_tokens = lowest_from(times, *WAYS)
-        for one, down in zip(alike, downs, strict=True):
-            if from_tokens != NEVER:
-                down.fast = one.down  # the same, with fragments
-                one.module.forward = replace(one, from_tokens=from_tokens)
-        choices.append(GateChoice(shape, downs[0].recipe, len(alike), times))
+            gate_and_up = torch.randn(count, 2 * width, device=device, dtype=dtype)
+            times[count] = microseconds_of_a_layer(ways_of(gate_and_up), weights, device)
+        subject = f"{len(alike)} gates before {downs[0].out_features} x {width}, {downs[0].recipe.pattern}"
+        choice = Choice(subject, WAYS, times)
+        for (parent, name), down, weight in zip(alike, downs, weights, strict=True):
+            mlp = getattr(parent, name)
+            if choice.taken_from != NEVER:
+                down.fast = weight
+                setattr(parent, name, GatedMLP(mlp, choice.taken_from))
+            elif isinstance(mlp, GatedMLP):
+                mlp.from_tokens = NEVER
+        choices.append(choice)
     return choices
 
 
-def ways_of(gate_and_up: Tensor) -> dict[str, Callable[[GatedMLP], Tensor]]:
-    """What there is to choose from for gate and up [T, 2 I]."""
-
-    def apart(one: GatedMLP) -> Tensor:
-        gate, up = gate_and_up.chunk(2, dim=-1)
-        return one.down(F.silu(gate) * up)
-
-    return dict(zip(WAYS, (lambda one: one.finish(gate_and_up), apart), strict=True))
+def ways_of(gate_and_up: Tensor) -> dict[str, Callable[[FastWeight], Tensor]]:
+    """What there is to choose from for gate and up [T, 2 I], given down's weight."""
+    gate, up = gate_and_up.chunk(2, dim=-1)
+    ways = (lambda down: finish(gate_and_up, down)), (lambda down: down(F.silu(gate) * up))
+    return dict(zip(WAYS, ways, strict=True))
 
 
-def gated_mlps(model: nn.Module, dtype: torch.dtype) -> Iterator[GatedMLP]:
-    """Those of an accelerated `model`: modules with the layers of one that compute as one, if down can be sparse."""
-    for module in model.modules():
-        layers = [getattr(module, name, None) for name in NAMES]
-        if not all(isinstance(layer, PackedLinear) for layer in layers):
-            continue
-        gate, _, down = _projections(module)
-        if not isinstance(gate.fast, Share) or not isinstance(down.fast, FastWeight):
-            continue
-        if gate.fast.joint.heights != (down.in_features, down.in_features) or "forward" in vars(module):
-            continue
-        shape, device = (down.out_features, down.in_features), down.weight.device
-        if sparse_forward_obstacle(down.recipe, shape) or sparse_tensor_core_obstacle(device, dtype):
-            continue
-        weight = down.fast
-        if weight.fragments is None:
-            made = fast_weight(down, has_fragments=True)
-            weight = replace(weight, fragments=made.fragments, row_bias=made.row_bias)
-        found = GatedMLP(module, gate.fast.joint.multiply, weight, 0)
-        if _computes(module, found, torch.randn(SAMPLE, gate.in_features, device=device, dtype=dtype)):
-            yield found
+def computes_as_named(module: nn.Module) -> bool:
+    """Whether it is an MLP of packed layers that share an x, whose forward is FORWARD and nothing else."""
+    if isinstance(module, GatedMLP):
+        return all(isinstance(getattr(module, name), PackedLinear) for name in PROJECTIONS)
+    children = dict(module.named_children())
+    if set(children) != {*PROJECTIONS, "act_fn"} or type(children["act_fn"]).__name__ not in SILU:
+        return False
+    if not all(isinstance(children[name], PackedLinear) for name in PROJECTIONS) or "forward" in vars(module):
+        return False
+    return module._forward_hooks == module._forward_pre_hooks == {} and _returns(type(module).forward, FORWARD)
 
 
-def _computes(module: nn.Module, found: GatedMLP, x: Tensor) -> bool:
-    expected, y = module(x), found.finish(found.gate_and_up(x))
-    return bool((y - expected).abs().max() <= CLOSE * expected.abs().max())
+def _returns(function: Callable[..., object], expression: str) -> bool:
+    """Whether `function` of self and x is no more than that, given a name or not."""
+    try:
+        source = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    except (OSError, TypeError, SyntaxError):
+        return False
+    if not isinstance(source, ast.FunctionDef) or len(source.args.args) != 2 or source.decorator_list:
+        return False
+    argument, body = source.args.args[1].arg, source.body
+    wanted = ast.dump(ast.parse(expression.replace("(x)", f"({argument})"), mode="eval").body)
+    if len(body) == 2 and isinstance(body[0], ast.Assign) and isinstance(body[1], ast.Return):
+        names = [target.id for target in body[0].targets if isinstance(target, ast.Name)]
+        is_that = isinstance(body[1].value, ast.Name) and names == [body[1].value.id]
+        return is_that and ast.dump(body[0].value) == wanted
+    returned = body[0].value if len(body) == 1 and isinstance(body[0], ast.Return) else None
+    return returned is not None and ast.dump(returned) == wanted
 
 
-def _projections(module: Any) -> tuple[PackedLinear, PackedLinear, PackedLinear]:
-    return module.gate_proj, module.up_proj, module.down_proj
+def _can_be_sparse(down: Any, dtype: torch.dtype) -> bool:
+    shape = down.out_features, down.in_features
+    return (
+        isinstance(down.fast, FastWeight)
+        and not sparse_forward_obstacle(down.recipe, shape)
+        and not sparse_tensor_core_obstacle(down.weight.device, dtype)
+    )
+
+
+def _with_fragments(down: PackedLinear) -> FastWeight:
+    weight = down.fast
+    assert isinstance(weight, FastWeight)
+    if weight.fragments is not None:
+        return weight
+    made = fast_weight(down, has_fragments=True)
+    return replace(weight, fragments=made.fragments, row_bias=made.row_bias)
+
+
+def _down(parent: nn.Module, name: str) -> PackedLinear:
+    return getattr(parent, name).down_proj

@@ -50,8 +50,10 @@ def quantize_and_lift(x: Tensor, activations: Activations, m: int, keep: bool = 
 def quantize_gated(x: Tensor, activations: Activations, m: int) -> tuple[Tensor, Tensor]:
     """`quantize_lifted` of silu(gate) * up, for x [..., 2 I], which is gate and up side by side.
 
-    Both operations are rounded to x's dtype, as PyTorch rounds them.
+    Both operations are rounded to x's dtype, as PyTorch rounds them. ValueError where there are no halves.
     """
+    if x.shape[-1] % 2:
+        raise ValueError(f"gate and up are not halves of {x.shape[-1]} columns")
     lifted, scale, _ = _quantize_lifted(x, activations, m, False, True)
     return lifted, scale
 

@@ -50,7 +50,8 @@ __device__ __forceinline__ void open_gate(u32 (&gate)[WORDS], const u32 (&up)[WO
     for (int i = 0; i < WORDS; ++i) gate[i] = KIND ? product(2 * i % EIGHT) | product((2 * i + 1) % EIGHT) << 16 : product(i);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) quantize_lifted(
+// Left to itself, the compiler would rather spill than have a multiprocessor run one block.
+extern "C" __global__ void __launch_bounds__(THREADS, HELD > 5 ? 1 : 0) quantize_lifted(
     const uint4* x, uint4* lifted, uint2* codes, float* scales, int eights, int chunks) {
     extern __shared__ __align__(16) unsigned char row[];  // the token's codes before the lift
     __shared__ u32 largest[THREADS / 32];

@@ -21,7 +21,7 @@ from sparse_bitnet.recipe import Activations
 obstacle = triton_device.obstacle
 
 
-def supports(x: Tensor, activations: Activations, m: int, codes: Tensor, is_gated: bool = False) -> str | None:
+def supports(x: Tensor, activations: Activations, m: int, codes: Tensor, is_gated: bool) -> str | None:
     if is_gated:
         return "it does not multiply by a gate"
     if not triton_device.is_within_reach(x):
@@ -31,7 +31,7 @@ def supports(x: Tensor, activations: Activations, m: int, codes: Tensor, is_gate
     return None
 
 
-def run(x: Tensor, activations: Activations, m: int, codes: Tensor, is_gated: bool = False) -> tuple[Tensor, Tensor]:
+def run(x: Tensor, activations: Activations, m: int, codes: Tensor, is_gated: bool) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
     width = x.shape[-1]
     lifted = torch.empty(*x.shape[:-1], lifted_width(width, m), dtype=torch.int8, device=x.device)

@@ -14,11 +14,11 @@ def obstacle() -> None:
     return None
 
 
-def supports(x: Tensor, activations: Activations, m: int, codes: Tensor, is_gated: bool = False) -> str | None:
+def supports(x: Tensor, activations: Activations, m: int, codes: Tensor, is_gated: bool) -> str | None:
     return None
 
 
-def run(x: Tensor, activations: Activations, m: int, codes: Tensor, is_gated: bool = False) -> tuple[Tensor, Tensor]:
+def run(x: Tensor, activations: Activations, m: int, codes: Tensor, is_gated: bool) -> tuple[Tensor, Tensor]:
     if is_gated:
         gate, up = x.chunk(2, dim=-1)
         x = F.silu(gate) * up
