@@ -46,7 +46,7 @@ def by_pattern(
     return perplexities(scale, results, values, ask, size if in_trend else None)
 
 
-def first_run(scale: Scale, results: Results, values: str, pattern: str, size: str) -> Result | None:
+def first_run(scale: Scale, results: Results, size: str, values: str, pattern: str) -> Result | None:
     """That of the first seed, outside the trend, if it is done and did not diverge."""
     rate = chosen_rate(scale, results, values)
     found = None if rate is None else results.of(MAKE[values](scale, size, pattern, scale.seeds[0], rate))

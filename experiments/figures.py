@@ -126,7 +126,7 @@ def bits_and_perplexity(scale: Scale, results: Results) -> Figure | None:
 def flips(scale: Scale, results: Results) -> Figure | None:
     figure, axes = plt.subplots(figsize=(5.5, 3.2))
     for values, name in NAMES.items():
-        result = first_run(scale, results, values, SHOWN, scale.sizes[0])
+        result = first_run(scale, results, scale.sizes[0], values, SHOWN)
         if result is not None:
             known = [(r["step"], 100 * r["flip_rate"]) for r in result["readings"] if r["flip_rate"] is not None]
             axes.plot(*zip(*known, strict=True), color=COLOURS[values], label=name)
@@ -134,7 +134,7 @@ def flips(scale: Scale, results: Results) -> Figure | None:
 
 
 def histograms(scale: Scale, results: Results) -> Figure | None:
-    found = {values: first_run(scale, results, values, SHOWN, scale.sizes[0]) for values in MAKE}
+    found = {values: first_run(scale, results, scale.sizes[0], values, SHOWN) for values in MAKE}
     known = {values: result["histogram"] for values, result in found.items() if result and "histogram" in result}
     if not known:
         return None
@@ -163,7 +163,7 @@ def histograms(scale: Scale, results: Results) -> Figure | None:
 
 
 def zeros(scale: Scale, results: Results) -> Figure | None:
-    result = first_run(scale, results, "ternary", SHOWN, scale.sizes[0])
+    result = first_run(scale, results, scale.sizes[0], "ternary", SHOWN)
     if result is None or "layers" not in result:
         return None
     names = list(result["layers"])
@@ -188,7 +188,7 @@ def zero_shot(scale: Scale, results: Results) -> Figure | None:
         for values, name in NAMES.items():
             told = []
             for index, pattern in enumerate(LARGER):
-                result = first_run(scale, results, values, pattern, scale.sizes[-1])
+                result = first_run(scale, results, scale.sizes[-1], values, pattern)
                 if result is not None:
                     told.append((index, [100 * result["zero_shot"][task][field]]))
             _with_bars(axes, told, COLOURS[values], name)

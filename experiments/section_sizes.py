@@ -13,7 +13,7 @@ from experiments.tables import LARGER, MAKE
 from experiments.wording import NAMES, NOT_YET, table, values_of
 
 DENSE = dense(LARGER[0])
-LAST_POINTS = 3  # of the curve of the training loss, each a mean over a hundredth of the steps
+LAST_POINTS = 3  # of the curve of the training loss, each a mean over about a hundredth of the steps
 
 
 def over_sizes(scale: Scale, results: Results) -> str:
@@ -40,9 +40,9 @@ def repeated_text(scale: Scale, results: Results) -> str:
     rows = []
     for size in scale.sizes:
         for values, name in NAMES.items():
-            base = first_run(scale, results, values, DENSE, size)
+            base = first_run(scale, results, size, values, DENSE)
             for pattern in LARGER:
-                found = first_run(scale, results, values, pattern, size)
+                found = first_run(scale, results, size, values, pattern)
                 cells = [NOT_YET] * 2 if found is None else [f"{known(found):.2f}" for known in (_training, _test)]
                 compared = ["", ""]
                 if found is not None and base is not None and pattern != DENSE:
@@ -55,9 +55,10 @@ def repeated_text(scale: Scale, results: Results) -> str:
     ]  # fmt: skip
     return f"""## What repeated text does
 
-Runs of seed {scale.seeds[0]} as long as the set-up says. Training perplexity is that of the last {LAST_POINTS} % of the
-steps, on text that was read before; test perplexity is on text that never was, by other authors. Where a mask raises
-the former and not the latter, what it takes may be room to learn by heart.
+Runs of seed {scale.seeds[0]} as long as the set-up says. Training perplexity is that of the last {LAST_POINTS} points
+of the curve of the loss, about a hundredth of the steps each, on text that was read before; test perplexity is on text
+that never was, by other authors. Where a mask raises the former and not the latter, what it takes may be room to learn
+by heart.
 
 {table(header, rows)}"""
 
@@ -66,11 +67,11 @@ def zero_shot(scale: Scale, results: Results) -> str:
     rows = []
     for values, name in NAMES.items():
         for pattern in LARGER:
-            found = first_run(scale, results, values, pattern, scale.sizes[-1])
-            answers = [found["zero_shot"]] if found and "zero_shot" in found else []
-            blimp = [100 * answer["blimp"]["sum"] for answer in answers]
-            hellaswag = [100 * answer["hellaswag"]["by_character"] for answer in answers]
-            rows.append([name, pattern, values_of(blimp, 2), values_of(hellaswag, 2)])
+            found = first_run(scale, results, scale.sizes[-1], values, pattern)
+            answer = {} if found is None else found["zero_shot"]
+            asked = (("blimp", "sum"), ("hellaswag", "by_character"))
+            told = [f"{100 * answer[task][field]:.2f}" if answer else NOT_YET for task, field in asked]
+            rows.append([name, pattern, *told])
     header = ["precision", "pattern", "BLiMP, % (chance 50)", "HellaSwag, % by character (chance 25)"]
     return f"""## Zero-shot, {scale.sizes[-1]}
 

@@ -86,12 +86,8 @@ def trend(scale: Scale, results: Results) -> list[Run]:
 
     A seed at all of them before the next seed, so that a trend is seen early.
     """
-    rates = {(size, values): chosen_rate(scale, results, values, size) for size in scale.sizes for values in MAKE}
-    return [
-        of_trend(scale, MAKE[values](scale, size, pattern, seed, rate))
-        for seed, size, values, pattern in product(scale.seeds, scale.sizes, MAKE, LARGER)
-        if (rate := rates[size, values]) is not None
-    ]
+    sizes = product(scale.seeds, scale.sizes)
+    return [of_trend(scale, run) for seed, size in sizes for run in _both(scale, results, size, LARGER, (seed,), size)]
 
 
 def larger(scale: Scale, results: Results) -> list[Run]:
@@ -137,9 +133,16 @@ def missing(scale: Scale, results: Results, names: list[str]) -> list[Run]:
     return [run for key, run in {run.key: run for run in runs}.items() if key not in results.found]
 
 
-def _both(scale: Scale, results: Results, size: str, patterns: tuple[str, ...], seeds: tuple[int, ...]) -> list[Run]:
+def _both(
+    scale: Scale,
+    results: Results,
+    size: str,
+    patterns: tuple[str, ...],
+    seeds: tuple[int, ...],
+    trend_of: str | None = None,
+) -> list[Run]:
     """A whole seed before the next, so that what is cut short is still a table."""
-    rates = {values: chosen_rate(scale, results, values) for values in MAKE}
+    rates = {values: chosen_rate(scale, results, values, trend_of) for values in MAKE}
     return [
         MAKE[values](scale, size, pattern, seed, rate)
         for seed, values, pattern in product(seeds, MAKE, patterns)

@@ -19,7 +19,7 @@ from experiments.settings import TOY, Scale
 from experiments.tables import missing
 from experiments.training import train
 
-MICRO = replace(TOY, tokens_a_weight=(0.01,), sequence=32, batch=8, warmup_steps=1)
+MICRO = replace(TOY, tokens_a_weight=(0.01,), trend_tokens=768, sequence=32, batch=8, warmup_steps=1)
 PAIRS = [("the cat sat on a mat", "mat a on sat cat the"), ("the dog ran to the barn", "barn the to ran dog the")]
 CHOICES = [
     ("the cat sat", ["on a mat.", "fell fell fell.", "a", "the the"], 0),
@@ -72,8 +72,8 @@ def micro() -> Scale:
 
 @pytest.fixture(scope="session")
 def trained(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """Real results of the sweep and of Table A, three steps a run: true in every field but of no meaning."""
+    """Real results of the sweeps, of Table A and of the trend, three steps a run: true, of no meaning."""
     results = Results(tmp_path_factory.mktemp("results"))
-    while runs := missing(MICRO, results, ["sweep", "claim"]):
+    while runs := missing(MICRO, results, ["sweep", "claim", "trend-sweep", "trend"]):
         results.add(runs[0], train(runs[0], corpus, torch.device("cpu")))
     return results

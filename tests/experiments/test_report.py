@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from math import exp
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 
 from experiments import frontier
-from experiments.degradation import degradations
+from experiments.degradation import degradations, first_run
 from experiments.figures import draw_figures
 from experiments.report import report_text
 from experiments.results import Results
-from experiments.settings import PAPER, TOY, Scale, full_precision, ternary
-from experiments.tables import PATTERNS, chosen_rate
+from experiments.settings import PAPER, TOY, Scale, full_precision, of_trend, ternary
+from experiments.tables import LARGER, PATTERNS, chosen_rate
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
@@ -34,26 +35,29 @@ def test_without_results_it_says_so(tmp_path: Path) -> None:
 
 
 def test_ratios_are_over_the_dense_model_of_the_same_seed(micro: Scale, trained: Results) -> None:
-    rates = {values: chosen_rate(micro, trained, values) for values in ("full", "ternary")}
     text = report_text(micro, trained, {})
-    for row in degradations(micro, trained, "toy", PATTERNS):
-        for values, make in (("full", full_precision), ("ternary", ternary)):
-            rate = rates[values]
-            assert rate is not None
-            each = [
-                trained.found[make(micro, "toy", row.pattern, seed, rate).key]["perplexity"]["test"]
-                / trained.found[make(micro, "toy", "8:8", seed, rate).key]["perplexity"]["test"]
-                for seed in micro.seeds
-            ]
-            assert row.ratios[values] == pytest.approx(each)
-            assert f"{fmean(each):.3f} ± " in text
+    for patterns, in_trend in ((PATTERNS, False), (LARGER, True)):
+        for row in degradations(micro, trained, "toy", patterns, in_trend):
+            for values, make in (("full", full_precision), ("ternary", ternary)):
+                rate = chosen_rate(micro, trained, values, "toy" if in_trend else None)
+                assert rate is not None
+                runs = [[make(micro, "toy", one, seed, rate) for one in (row.pattern, "8:8")] for seed in micro.seeds]
+                asked = [[of_trend(micro, run) for run in pair] if in_trend else pair for pair in runs]
+                found = [[trained.found[run.key]["perplexity"]["test"] for run in pair] for pair in asked]
+                each = [sparse / base for sparse, base in found]
+                assert row.ratios[values] == pytest.approx(each)
+                assert f"{fmean(each):.3f} ± " in text
+    first = first_run(micro, trained, "toy", "full", "6:8")
+    assert first is not None and f"| BF16 | 6:8 | {exp(fmean(one for _, one in first['loss'][-3:])):.2f} |" in text
     assert f"{len(trained.found)} runs on" in text
     assert "Table A is not run yet" not in text
 
 
 def test_figures_are_drawn_where_there_are_results(micro: Scale, trained: Results, tmp_path: Path) -> None:
     drawn = draw_figures(micro, trained, tmp_path)
-    assert {"degradation.svg", "flips.svg", "histograms.svg", "zeros.svg", "frontier.svg"} <= set(drawn.values())
+    assert {"degradation.svg", "flips.svg", "histograms.svg", "zeros.svg", "frontier.svg", "trend.svg"} <= set(
+        drawn.values()
+    )
     for file in drawn.values():
         assert (tmp_path / file).read_text(encoding="utf-8").rstrip().endswith("</svg>")
     first = {file: (tmp_path / file).read_bytes() for file in drawn.values()}
