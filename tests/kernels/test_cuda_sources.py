@@ -54,11 +54,14 @@ def test_the_packing_compiles_for_every_group_and_dtype(m: str, source: str, tmp
     assert "0 bytes spill stores" in told
 
 
-@pytest.mark.parametrize("gated", ["0", "1"])
+@pytest.mark.parametrize("first", ["nothing", "gate", "norm"])
 @pytest.mark.parametrize(("m", "kind"), [("4", "1"), ("6", "0"), ("8", "2"), ("32", "1")])
-def test_the_quantisation_compiles_for_every_group_and_dtype(m: str, kind: str, gated: str, tmp_path: Path) -> None:
+def test_the_quantisation_compiles_for_every_group_and_dtype(m: str, kind: str, first: str, tmp_path: Path) -> None:
     file = KERNELS / "quantize_lifted" / "gpu_cuda.cu"
-    told = compiled(file, tmp_path, M=m, KIND=kind, GATED=gated, THREADS="512", HELD="8", SMALLEST="1e-05f")
+    told = compiled(
+        file, tmp_path, M=m, KIND=kind, GATED=str(int(first == "gate")), NORMED=str(int(first == "norm")),
+        THREADS="512", HELD="8", SMALLEST="1e-05f", EPSILON="1e-06f",
+    )  # fmt: skip
     assert "0 bytes spill stores" in told
 
 

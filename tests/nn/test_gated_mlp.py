@@ -192,6 +192,7 @@ def test_both_ways_are_the_same() -> None:
     torch.testing.assert_close(one, apart)
 
 
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
 @pytest.mark.parametrize("pattern", [pytest.param(pattern, marks=gpu) for pattern in ("2:4", "6:8")])
 @torch.no_grad()
 def test_on_a_gpu(pattern: str) -> None:

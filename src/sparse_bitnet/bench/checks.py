@@ -17,6 +17,7 @@ from sparse_bitnet.kernels.packed_linear import PackedLayout
 from sparse_bitnet.kernels.packed_linear import reference as packed_linear_reference
 from sparse_bitnet.nn.gated_mlp import GatedMLP, gated_products, ways_of
 from sparse_bitnet.nn.packed_linear import PackedLinear
+from sparse_bitnet.nn.quantizing_norm import QuantizingNorm
 from sparse_bitnet.nn.stored_settings import named_layers
 from sparse_bitnet.numerics.activation import fake_quantize_activation
 from sparse_bitnet.recipe import Recipe
@@ -79,7 +80,7 @@ def by_reference(model: nn.Module) -> Iterator[None]:
 def check_layers(model: nn.Module, tokens: Iterable[int], dtype: torch.dtype) -> None:
     """ValueError where a packed layer leaves the reference by more than the rounding of its result to `dtype`.
 
-    So it is where a gate that is opened by one kernel leaves what its layers compute.
+    So it is where a gate that is opened by one kernel, or a norm that multiplies ahead, leaves what the layers compute.
     """
     for count in tokens:
         inputs: dict[int, Tensor] = {}  # by width: layers that share their input take the same tensor
@@ -94,11 +95,18 @@ def check_layers(model: nn.Module, tokens: Iterable[int], dtype: torch.dtype) ->
                 expected = layer(inputs[width])
             if not torch.allclose(y, expected, rtol=2 * torch.finfo(dtype).eps, atol=0):
                 raise ValueError(f"{name} with {count} tokens is not the reference's: no speed is told")
-        for name, mlp in model.named_modules():
-            if not isinstance(mlp, GatedMLP) or (products := gated_products(mlp)) is None:
+        for name, module in model.named_modules():
+            if isinstance(module, GatedMLP) and (products := gated_products(module)) is not None:
+                gate_and_up, down = products
+                x = inputs[module.gate_proj.in_features]
+                one, apart = (way(down) for way in ways_of(gate_and_up(x)).values())
+            elif isinstance(module, QuantizingNorm) and (joint := module.joint()) is not None:
+                x = inputs[len(module.weight)]
+                normed = module(x)
+                module.multiply_ahead(x, normed)
+                one, apart = joint(normed), joint.multiply(normed)
+            else:
                 continue
-            gate_and_up, down = products
-            one, apart = (way(down) for way in ways_of(gate_and_up(inputs[mlp.gate_proj.in_features])).values())
             if not (one - apart).abs().max() <= CLOSE * apart.abs().max():
                 raise ValueError(f"{name} with {count} tokens is not its layers: no speed is told")
 

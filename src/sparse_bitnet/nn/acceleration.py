@@ -25,6 +25,7 @@ from sparse_bitnet.nn.choosing import NEVER, Choice, Times, grouped, microsecond
 from sparse_bitnet.nn.fast_weight import FastWeight, fast_weight
 from sparse_bitnet.nn.gated_mlp import open_gates
 from sparse_bitnet.nn.packed_linear import PackedLinear
+from sparse_bitnet.nn.quantizing_norm import quantize_in_norms
 from sparse_bitnet.nn.shared_inputs import join, layers_sharing_inputs, share
 from sparse_bitnet.nn.sparse_forward import sparse_forward_obstacle, sparse_tensor_core_obstacle
 from sparse_bitnet.nn.stored_settings import named_layers
@@ -44,8 +45,8 @@ def accelerate(
 
     tokens  numbers of them to measure; between two, what was chosen for the lower one is taken
     dtype   of the activations
-    fuse    whether q, k and v, and gate and up, are multiplied as one, and MLPs of transformers are replaced by a
-            GatedMLP (gated_mlp.py), with the same layers
+    fuse    whether q, k and v, and gate and up, are multiplied as one, and MLPs and RMS norms of transformers are
+            replaced by a GatedMLP (gated_mlp.py) and a QuantizingNorm (quantizing_norm.py), with the same tensors
 
     Weights in another format than i2 are kept as i2 too, and those that use sparse tensor cores as fragments, which
     take (2 - 4 / m) / 4 bytes a weight. Neither is part of the state dict, and a layer that is moved or loaded anew
@@ -65,7 +66,10 @@ def accelerate(
     for joint, group in zip(joints, groups, strict=True):
         assert isinstance(joint.fast, FastWeight)
         share(joint.fast, group, joint.fast.by_part())
-    return [*choices, *(open_gates(model, tokens, dtype) if fuse else [])]
+    if not fuse:
+        return choices
+    quantize_in_norms(model)
+    return [*choices, *open_gates(model, tokens, dtype)]
 
 
 def _choose(layers: Sequence[PackedLinear], tokens: Sequence[int], dtype: torch.dtype) -> Choice:

@@ -73,7 +73,7 @@ def gated_products(mlp: Any) -> tuple[Callable[[Tensor], Tensor], FastWeight] | 
         return None
     if any(layer._forward_hooks or layer._forward_pre_hooks for layer in [*layers, mlp.act_fn]):
         return None
-    return one.joint.multiply, last
+    return one.joint, last
 
 
 def open_gates(model: nn.Module, tokens: Sequence[int], dtype: torch.dtype) -> list[Choice]:

@@ -1,7 +1,7 @@
 // Lifted integer activations at the speed of memory: a block holds a token in registers from the search for its scale to
 // its codes, so that it is read once. Compiled at run time by NVRTC, which defines M (columns a group), KIND (0, 1, 2 for
-// fp32, bf16, fp16), GATED (whether a token is silu(gate) * up, of which x has one beside the other), THREADS (a block),
-// HELD (groups of eight columns that a thread holds) and SMALLEST.
+// fp32, bf16, fp16), GATED (whether a token is silu(gate) * up, of which x has one beside the other), NORMED (whether the
+// RMS norm is taken of it, with EPSILON), THREADS (a block), HELD (groups of eight columns that a thread holds) and SMALLEST.
 
 typedef unsigned int u32;
 typedef unsigned short u16;
@@ -40,19 +40,33 @@ __device__ __forceinline__ void read(const uint4* from, bool is_there, u32 (&wor
     }
 }
 
+template <typename Change>
+__device__ __forceinline__ void change(u32 (&words)[WORDS], Change bits_at) {
+#pragma unroll
+    for (int i = 0; i < WORDS; ++i) words[i] = KIND ? bits_at(2 * i % EIGHT) | bits_at((2 * i + 1) % EIGHT) << 16 : bits_at(i);
+}
+
+// value / divisor, which is 1 or more. __fdiv_rn branches at each: gates of 16 bits took more time by it than their bytes.
+// With a divisor above 2^126 this gives 0 where that would be a number near 1e-36.
+__device__ __forceinline__ float quotient(float value, float divisor) {
+    if (KIND == 0) return __fdiv_rn(value, divisor);
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(divisor));
+    float close = __fmul_rn(value, inverse), rest = __fmaf_rn(-close, divisor, value);
+    return rest == rest ? __fmaf_rn(rest, inverse, close) : close;  // infinities are right as they are
+}
+
 // silu(gate) * up in place of gate, rounded twice, as PyTorch rounds them.
 __device__ __forceinline__ void open_gate(u32 (&gate)[WORDS], const u32 (&up)[WORDS]) {
-    auto product = [&](int i) {
-        float value = value_of(gate, i), silu = __fdiv_rn(value, __fadd_rn(1.0f, expf(-value)));
+    change(gate, [&](int i) {
+        float value = value_of(gate, i), silu = quotient(value, __fadd_rn(1.0f, expf(-value)));
         return bits_of(__fmul_rn(number(bits_of(silu)), value_of(up, i)));
-    };
-#pragma unroll
-    for (int i = 0; i < WORDS; ++i) gate[i] = KIND ? product(2 * i % EIGHT) | product((2 * i + 1) % EIGHT) << 16 : product(i);
+    });
 }
 
 // Left to itself, the compiler would rather spill than have a multiprocessor run one block.
 extern "C" __global__ void __launch_bounds__(THREADS, HELD > 5 ? 1 : 0) quantize_lifted(
-    const uint4* x, uint4* lifted, uint2* codes, float* scales, int eights, int chunks) {
+    const uint4* x, const uint4* norm_weight, uint4* lifted, uint2* codes, float* scales, int eights, int chunks) {
     extern __shared__ __align__(16) unsigned char row[];  // the token's codes before the lift
     __shared__ u32 largest[THREADS / 32];
     asm volatile("griddepcontrol.wait;\n griddepcontrol.launch_dependents;" ::: "memory");
@@ -67,6 +81,32 @@ extern "C" __global__ void __launch_bounds__(THREADS, HELD > 5 ? 1 : 0) quantize
             read(token + (eights + place) * (WORDS / 4), place < eights, up);
             open_gate(held[i], up);
         }
+    }
+    if (NORMED) {  // weight * (x / its root mean square), rounded twice, as transformers rounds them
+        __shared__ float squares[THREADS / 32];
+        u32 weight[HELD][WORDS];
+        float sum = 0;
+#pragma unroll
+        for (int i = 0; i < HELD; ++i) {
+            int place = i * THREADS + threadIdx.x;
+            read(norm_weight + place * (WORDS / 4), place < eights, weight[i]);
+#pragma unroll
+            for (int j = 0; j < EIGHT; ++j) sum = __fmaf_rn(value_of(held[i], j), value_of(held[i], j), sum);
+        }
+#pragma unroll
+        for (int distance = 16; distance; distance /= 2) sum += __shfl_xor_sync(0xFFFFFFFF, sum, distance);
+        if (threadIdx.x % 32 == 0) squares[threadIdx.x / 32] = sum;
+        __syncthreads();
+        sum = 0;
+#pragma unroll
+        for (int i = 0; i < THREADS / 32; ++i) sum += squares[i];
+        float factor = rsqrtf(__fadd_rn(__fdiv_rn(sum, (float)(eights * EIGHT)), EPSILON));
+#pragma unroll
+        for (int i = 0; i < HELD; ++i)
+            change(held[i], [&](int j) {
+                u32 rounded = bits_of(__fmul_rn(value_of(held[i], j), factor));
+                return bits_of(__fmul_rn(number(rounded), value_of(weight[i], j)));
+            });
     }
     u32 magnitude = 0;  // as bits, which order like the floats do, with NaN above infinity
 #pragma unroll
