@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,18 +19,21 @@ from sparse_bitnet.nn.choosing import NEVER
 from sparse_bitnet.nn.fast_weight import fast_weight
 from sparse_bitnet.nn.gated_mlp import GatedMLP, computes_as_named, gated_products, open_gates, ways_of
 from sparse_bitnet.nn.shared_inputs import join, layers_sharing_inputs, share
+from sparse_bitnet.recipe import Activations
 
 MANY = torch.arange(96).reshape(2, 48) % 32
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-def language_model(pattern: str = "6:8", activation: str = "silu") -> Qwen2ForCausalLM:
+def language_model(
+    pattern: str = "6:8", activation: str = "silu", activations: Activations = "int8"
+) -> Qwen2ForCausalLM:
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=32, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, hidden_act=activation,
     )  # fmt: skip
-    return convert(prepare(Qwen2ForCausalLM(config).eval(), Recipe(pattern)), "i2")
+    return convert(prepare(Qwen2ForCausalLM(config).eval(), Recipe(pattern, activations=activations)), "i2")
 
 
 def accelerated(model: Qwen2ForCausalLM) -> Qwen2ForCausalLM:
@@ -82,10 +86,12 @@ def test_it_computes_what_the_module_does(pattern: str) -> None:
 
 
 @pytest.mark.usefixtures("on_a_cpu")
+@pytest.mark.parametrize("compiled_sparse_from", [NEVER, 1])
 @torch.no_grad()
-def test_compiled_it_is_one_operator_but_for_few_tokens() -> None:
+def test_compiled_it_is_one_operator_for_the_product_that_is_taken(compiled_sparse_from: int) -> None:
     model = gate(accelerated(language_model()))
     mlp, graphs = model.model.layers[0].mlp, []
+    mlp.down_proj.fast = replace(mlp.down_proj.fast, compiled_sparse_from=compiled_sparse_from)
     torch.compiler.reset()
 
     def keep(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
@@ -93,10 +99,23 @@ def test_compiled_it_is_one_operator_but_for_few_tokens() -> None:
         return graph.forward
 
     compiled = torch.compile(mlp, backend=keep, fullgraph=True, dynamic=False)
-    for tokens in (65, 4):
-        x = torch.randn(tokens, 64)
+    for shape in ((65, 64), (2, 2, 64), (0, 64)):
+        x = torch.randn(shape)
         torch.testing.assert_close(compiled(x), mlp(x), rtol=1e-3, atol=1e-3)
-    assert ["silu" in code for code in graphs] == [False, True]
+    assert not any("silu" in code for code in graphs)
+    assert ["quantize_gated_planes" in code for code in graphs[:2]] == [False, compiled_sparse_from == NEVER]
+
+
+@pytest.mark.usefixtures("on_a_cpu")
+@torch.no_grad()
+def test_int4_activations_of_few_tokens_are_the_compilers() -> None:
+    model = gate(accelerated(language_model(activations="int4")))
+    mlp, graphs = model.model.layers[0].mlp, []
+    torch.compiler.reset()
+    compiled = torch.compile(mlp, backend=lambda graph, _: graphs.append(graph.code) or graph.forward, dynamic=False)
+    x = torch.randn(4, 64)
+    torch.testing.assert_close(compiled(x), mlp(x), rtol=1e-3, atol=1e-3)
+    assert "silu" in graphs[0]
 
 
 @pytest.mark.usefixtures("on_a_cpu")

@@ -15,6 +15,7 @@ from sparse_bitnet.kernels.effective_weight import empty_scale
 from sparse_bitnet.kernels.effective_weight import reference as effective_weight_reference
 from sparse_bitnet.kernels.packed_linear import PackedLayout
 from sparse_bitnet.kernels.packed_linear import reference as packed_linear_reference
+from sparse_bitnet.kernels.quantize_planes import quantize_gated_planes
 from sparse_bitnet.nn.gated_mlp import GatedMLP, gated_products, ways_of
 from sparse_bitnet.nn.packed_linear import PackedLinear
 from sparse_bitnet.nn.quantizing_norm import QuantizingNorm
@@ -100,14 +101,16 @@ def check_layers(model: nn.Module, tokens: Iterable[int], dtype: torch.dtype) ->
                 gate_and_up, down = products
                 x = inputs[module.gate_proj.in_features]
                 one, apart = (way(down) for way in ways_of(gate_and_up(x)).values())
+                planes = quantize_gated_planes(gate_and_up(x), down.layout.activations)
+                found = one, down.multiply_planes(*planes, dtype)
             elif isinstance(module, QuantizingNorm) and (joint := module.joint()) is not None:
                 x = inputs[len(module.weight)]
                 normed = module(x)
                 module.multiply_ahead(x, normed)
-                one, apart = joint(normed), joint.multiply(normed)
+                found, apart = (joint(normed),), joint.multiply(normed)
             else:
                 continue
-            if not (one - apart).abs().max() <= CLOSE * apart.abs().max():
+            if not all((one - apart).abs().max() <= CLOSE * apart.abs().max() for one in found):
                 raise ValueError(f"{name} with {count} tokens is not its layers: no speed is told")
 
 

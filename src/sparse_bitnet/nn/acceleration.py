@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_bitnet.formats.windows import WINDOW, lift_activation
-from sparse_bitnet.kernels.packed_product import quantize_planes
+from sparse_bitnet.kernels.quantize_planes import quantize_planes
 from sparse_bitnet.kernels.tracing import MOST_TOKENS
 from sparse_bitnet.nn.choosing import NEVER, Choice, Times, grouped, microseconds_of_a_layer
 from sparse_bitnet.nn.fast_weight import FastWeight, fast_weight
@@ -106,7 +106,7 @@ def products_of(x: Tensor, has_sparse: bool) -> dict[str, Product]:
 
 def compiled_products(x: Tensor, weight: FastWeight, has_sparse: bool) -> dict[str, Product]:
     """What torch.compile leaves of them for few tokens, with weights like `weight`."""
-    planes = quantize_planes(x, weight.layout)
+    planes = quantize_planes(x, weight.layout.activations)
     products: dict[str, Product] = {"packed": lambda one: one.multiply_planes(*planes, x.dtype)}
     if has_sparse:
         codes, token_scale = quantize_activation(x, weight.layout.activations)

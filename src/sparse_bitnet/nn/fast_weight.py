@@ -12,8 +12,9 @@ from torch import Tensor
 
 from sparse_bitnet.formats import i2
 from sparse_bitnet.kernels.packed_linear import PackedLayout, packed_linear
-from sparse_bitnet.kernels.packed_product import packed_product, quantize_planes
+from sparse_bitnet.kernels.packed_product import packed_product
 from sparse_bitnet.kernels.quantize_lifted import quantize_lifted
+from sparse_bitnet.kernels.quantize_planes import quantize_planes
 from sparse_bitnet.kernels.sparse_product import sparse_product
 from sparse_bitnet.kernels.tracing import is_traced_with_few_tokens
 from sparse_bitnet.kernels.weight_fragments import empty_fragments, write_fragments
@@ -48,12 +49,16 @@ class FastWeight:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [..., I] -> y [..., O] in x's dtype. Without gradient."""
+        return self.multiply_sparse(x) if self.is_sparse_for(x) else self.multiply_packed(x)
+
+    def is_sparse_for(self, x: Tensor) -> bool:
+        """Whether it uses sparse tensor cores for as many tokens as x [..., any] has."""
         sparse_from = self.compiled_sparse_from if is_traced_with_few_tokens(x) else self.sparse_from
-        return self.multiply_sparse(x) if x.numel() >= sparse_from * x.shape[-1] else self.multiply_packed(x)
+        return x.numel() >= sparse_from * x.shape[-1]
 
     def multiply_packed(self, x: Tensor) -> Tensor:
         if is_traced_with_few_tokens(x):
-            y = self.multiply_planes(*quantize_planes(x, self.layout), x.dtype)
+            y = self.multiply_planes(*quantize_planes(x, self.layout.activations), x.dtype)
             return y.view(*x.shape[:-1], len(self.packed))
         return packed_linear(x, self.packed, self.scale, self.bias, self.layout)
 

@@ -1,7 +1,8 @@
 // Lifted integer activations at the speed of memory: a block holds a token in registers from the search for its scale to
 // its codes, so that it is read once. Compiled at run time by NVRTC, which defines M (columns a group), KIND (0, 1, 2 for
-// fp32, bf16, fp16), GATED (whether a token is silu(gate) * up, of which x has one beside the other), NORMED (whether the
-// RMS norm is taken of it, with EPSILON), THREADS (a block), HELD (groups of eight columns that a thread holds) and SMALLEST.
+// fp32, bf16, fp16), GATED (whether a token is silu(gate) * up, of which x has one beside the other), NORMED (whether its
+// RMS norm is taken, with EPSILON), PLANES (with M = 4: whether codes are written as four planes of every fourth column,
+// and their total), THREADS (a block), HELD (groups of eight columns that a thread holds) and SMALLEST.
 
 typedef unsigned int u32;
 typedef unsigned short u16;
@@ -66,7 +67,8 @@ __device__ __forceinline__ void open_gate(u32 (&gate)[WORDS], const u32 (&up)[WO
 
 // Left to itself, the compiler would rather spill than have a multiprocessor run one block.
 extern "C" __global__ void __launch_bounds__(THREADS, HELD > 5 ? 1 : 0) quantize_lifted(
-    const uint4* x, const uint4* norm_weight, uint4* lifted, uint2* codes, float* scales, int eights, int chunks) {
+    const uint4* x, const uint4* norm_weight, uint4* lifted, uint2* codes, float* scales, int* totals,
+    int eights, int chunks) {
     extern __shared__ __align__(16) unsigned char row[];  // the token's codes before the lift
     __shared__ u32 largest[THREADS / 32];
     asm volatile("griddepcontrol.wait;\n griddepcontrol.launch_dependents;" ::: "memory");
@@ -122,6 +124,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, HELD > 5 ? 1 : 0) quantize
     float scale = __fdiv_rn(127.0f, fmaxf(__uint_as_float(min(magnitude, 0x7F800000u)), SMALLEST));
     if (threadIdx.x == 0) scales[blockIdx.x] = scale;
     float highest = scale > 0 ? 127.0f : 0.0f, lowest = scale > 0 ? -128.0f : 0.0f;  // a token with NaN has no codes
+    int total = 0;
 #pragma unroll
     for (int i = 0; i < HELD; ++i) {
         int place = i * THREADS + threadIdx.x;
@@ -138,10 +141,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, HELD > 5 ? 1 : 0) quantize
         }
         if (place < eights) {
             uint2 both = make_uint2(bytes[0], bytes[1]);
-            if (M == 4) ((uint2*)lifted)[(size_t)blockIdx.x * eights + place] = both;
+            if (PLANES) {
+                u16* planes = (u16*)lifted + (size_t)blockIdx.x * 4 * eights + place;
+#pragma unroll
+                for (int j = 0; j < 4; ++j) planes[j * eights] = __byte_perm(bytes[0], bytes[1], j | (j + 4) << 4);
+                total = __dp4a((int)bytes[0], 0x01010101, __dp4a((int)bytes[1], 0x01010101, total));
+            } else if (M == 4) ((uint2*)lifted)[(size_t)blockIdx.x * eights + place] = both;
             else ((uint2*)row)[place] = both;
             if (M != 4 && codes) codes[(size_t)blockIdx.x * eights + place] = both;
         }
+    }
+    if (PLANES) {
+        __shared__ int of_warp[THREADS / 32];
+        total = __reduce_add_sync(0xFFFFFFFF, total);
+        if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = total;
+        __syncthreads();
+        if (threadIdx.x) return;
+        for (int i = 1; i < THREADS / 32; ++i) total += of_warp[i];
+        totals[blockIdx.x] = total;
     }
     if (M == 4) return;
     __syncthreads();

@@ -44,23 +44,33 @@ def supports(x: Tensor, activations: Activations, m: int, codes: Tensor, before:
 
 def run(x: Tensor, activations: Activations, m: int, codes: Tensor, before: Before) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
-    norm = before if isinstance(before, Norm) else None
-    width = width_of(x, before)
-    eights, chunks = width // EIGHT, lifted_width(width, m) // CHUNK
-    lifted = torch.empty(*x.shape[:-1], CHUNK * chunks, dtype=torch.int8, device=x.device)
+    width = lifted_width(width_of(x, before), m)
+    lifted = torch.empty(*x.shape[:-1], width, dtype=torch.int8, device=x.device)
     scale = torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device)
-    if x.numel():
-        threads = 128 if eights <= 256 else 256 if eights <= 1024 else 512
-        kernel = cuda_device.compile_kernel(
-            SOURCE, "quantize_lifted", 0 if m == WINDOW else width, waits=True,
-            M=m, KIND=KINDS[x.dtype], GATED=int(before == GATE), NORMED=int(norm is not None),
-            THREADS=threads, HELD=-(-eights // threads), SMALLEST=f"{SMALLEST_MAGNITUDE}f",
-            EPSILON=f"{norm.epsilon if norm else 0.0}f",
-        )  # fmt: skip
-        with torch.cuda.device_of(x):
-            kernel.launch(
-                scale.numel(), threads, (),
-                x.data_ptr(), norm.weight.data_ptr() if norm else 0,
-                lifted.data_ptr(), codes.data_ptr() if codes.numel() else 0, scale.data_ptr(), eights, chunks,
-            )  # fmt: skip
+    launch(x, before, m, lifted, scale, codes=codes)
     return lifted, scale
+
+
+def launch(
+    x: Tensor, before: Before, m: int, lifted: Tensor, scale: Tensor,
+    codes: Tensor | None = None, total: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Write lifted codes and scales of a contiguous x; with `total` [T] int32, planes (quantize_planes) and that."""
+    if not x.numel():
+        return
+    norm, width = before if isinstance(before, Norm) else None, width_of(x, before)
+    eights, chunks = width // EIGHT, lifted_width(width, m) // CHUNK
+    threads = 128 if eights <= 256 else 256 if eights <= 1024 else 512
+    kernel = cuda_device.compile_kernel(
+        SOURCE, "quantize_lifted", 0 if m == WINDOW else width, waits=True,
+        M=m, KIND=KINDS[x.dtype], THREADS=threads, HELD=-(-eights // threads), SMALLEST=f"{SMALLEST_MAGNITUDE}f",
+        GATED=int(before == GATE), NORMED=int(norm is not None), EPSILON=f"{norm.epsilon if norm else 0.0}f",
+        PLANES=int(total is not None),
+    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        kernel.launch(
+            scale.numel(), threads, (),
+            x.data_ptr(), norm.weight.data_ptr() if norm else 0, lifted.data_ptr(),
+            codes.data_ptr() if codes is not None and codes.numel() else 0, scale.data_ptr(),
+            total.data_ptr() if total is not None else 0, eights, chunks,
+        )  # fmt: skip
