@@ -54,10 +54,23 @@ def test_the_packing_compiles_for_every_group_and_dtype(m: str, source: str, tmp
     assert "0 bytes spill stores" in told
 
 
+@pytest.mark.parametrize("first", ["nothing", "gate", "norm"])
 @pytest.mark.parametrize(("m", "kind"), [("4", "1"), ("6", "0"), ("8", "2"), ("32", "1")])
-def test_the_quantisation_compiles_for_every_group_and_dtype(m: str, kind: str, tmp_path: Path) -> None:
+def test_the_quantisation_compiles_for_every_group_and_dtype(m: str, kind: str, first: str, tmp_path: Path) -> None:
     file = KERNELS / "quantize_lifted" / "gpu_cuda.cu"
-    told = compiled(file, tmp_path, M=m, KIND=kind, THREADS="512", HELD="8", SMALLEST="1e-05f")
+    told = compiled(
+        file, tmp_path, M=m, KIND=kind, GATED=str(int(first == "gate")), NORMED=str(int(first == "norm")), PLANES="0",
+        THREADS="512", HELD="8", SMALLEST="1e-05f", EPSILON="1e-06f",
+    )  # fmt: skip
+    assert "0 bytes spill stores" in told
+
+
+@pytest.mark.parametrize("kind", ["0", "1", "2"])
+def test_the_quantisation_to_planes_compiles_for_every_dtype(kind: str, tmp_path: Path) -> None:
+    told = compiled(
+        KERNELS / "quantize_lifted" / "gpu_cuda.cu", tmp_path, M="4", KIND=kind, GATED="1", NORMED="0", PLANES="1",
+        THREADS="512", HELD="8", SMALLEST="1e-05f", EPSILON="0.0f",
+    )  # fmt: skip
     assert "0 bytes spill stores" in told
 
 

@@ -151,10 +151,10 @@ def assert_activations_equal_numerics(x: Tensor, kind: str) -> None:
 
     for m in (m for m in (4, 6, 8) if x.shape[-1] % m == 0):  # 4: no lift, the codes themselves
         for room in (x.new_empty(0, dtype=torch.int8), torch.zeros(x.shape, dtype=torch.int8, device=DEVICE)):
-            assert lifted.supports(x, kind, m, room) is None
+            assert lifted.supports(x, kind, m, room, None) is None
             codes = room.clone()
-            expected = *quantize_lifted_reference.run(x, kind, m, room), room
-            for found, wanted in zip((*lifted.run(x, kind, m, codes), codes), expected, strict=True):
+            expected = *quantize_lifted_reference.run(x, kind, m, room, None), room
+            for found, wanted in zip((*lifted.run(x, kind, m, codes, None), codes), expected, strict=True):
                 assert torch.equal(found, wanted)
     for dtype in (torch.float32, HALF):
         run = QUANTIZE_ACTIVATION.select(x, kind, dtype)

@@ -17,7 +17,8 @@ from torch import Tensor
 from sparse_bitnet.formats import i2
 from sparse_bitnet.kernels.dispatch import FORCE_VARIABLE
 from sparse_bitnet.kernels.packed_linear import OPERATOR, PackedLayout, packed_linear, reference
-from sparse_bitnet.kernels.packed_product import packed_product, quantize_planes
+from sparse_bitnet.kernels.packed_product import packed_product
+from sparse_bitnet.kernels.quantize_planes import quantize_planes
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -96,7 +97,7 @@ def test_codes_may_lie_in_any_order(tokens: int) -> None:
 def assert_quantised_by_plain_operations(x: Tensor, weight: Tensor, bias: Tensor, layout: PackedLayout) -> None:
     scale = torch.rand(max(1, len(layout.parts)), device=DEVICE) + 0.25
     expected = reference.run(x, weight, scale, bias, layout)
-    y = packed_product(*quantize_planes(x, layout), weight, scale, bias, list(layout.parts), x.dtype)
+    y = packed_product(*quantize_planes(x, layout.activations), weight, scale, bias, list(layout.parts), x.dtype)
     assert torch.equal(y, expected)
 
 

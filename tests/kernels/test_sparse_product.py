@@ -17,6 +17,7 @@ from sparse_bitnet.kernels.sparse_product import reference as product_reference
 from sparse_bitnet.kernels.sparse_product.tiling import TILINGS, Tiling
 from sparse_bitnet.kernels.weight_fragments import empty_fragments, write_fragments
 from sparse_bitnet.kernels.weight_fragments import reference as fragments_reference
+from sparse_bitnet.numerics.norm import rms_norm
 
 DEVICES = [
     "cpu",
@@ -189,7 +190,7 @@ def test_lifted_activations_equal_the_reference(m: int, width: int, dtype: torch
     x = (torch.randn(3, 5, width) * torch.logspace(-8, 4, 15).view(3, 5, 1)).to(dtype)
     x[0, 1] = 0
     codes = torch.empty(x.shape, dtype=torch.int8)
-    expected = *lifted_reference.run(x, "int8", m, codes), codes
+    expected = *lifted_reference.run(x, "int8", m, codes, False), codes
     poison(expected[0].numel() // 4, torch.float32, device)
     found_codes = quantize_lifted.quantize_and_lift(x.to(device), "int8", m)
     for found, wanted in zip(found_codes, expected, strict=True):
@@ -199,6 +200,56 @@ def test_lifted_activations_equal_the_reference(m: int, width: int, dtype: torch
     strange[0, 3], strange[1, 7] = float("nan"), float("-inf")
     _, scale = quantize_lifted.quantize_lifted(strange.to(device), "int8", m)
     assert not bool((scale > 0).any())  # so that a loss becomes NaN or infinite
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("m", "width"), [(4, 16), (4, 11008), (6, 96), (8, 2048), (8, 11008), (32, 18944)])
+def test_gated_activations_are_those_of_plain_operations(m: int, width: int, dtype: torch.dtype, device: str) -> None:
+    x = (torch.randn(3, 5, 2 * width) * torch.logspace(-2, 1, 15).view(3, 5, 1)).to(dtype).to(device)
+    gate, up = x.chunk(2, dim=-1)
+    expected = quantize_lifted.quantize_lifted(torch.nn.functional.silu(gate) * up, "int8", m)
+    poison(expected[0].numel() // 4, torch.float32, device)
+    codes, scale = quantize_lifted.quantize_gated(x, "int8", m)
+    torch.testing.assert_close(scale, expected[1], rtol=0.01, atol=0)  # an exponential may be the one beside
+    apart = (codes.int() - expected[0].int()).abs()
+    assert int(apart.max()) <= 1 and float((apart > 0).float().mean()) < 0.001
+    assert torch.equal(codes, expected[0]) or device == "cuda"
+    none = quantize_lifted.quantize_gated(x[:0], "int8", m)
+    assert none[0].shape == (0, 5, expected[0].shape[-1])
+    x[0, 0, 0], x[0, 1, width], x[0, 2, 1], x[0, 3] = float("nan"), float("inf"), -100, 0  # silu(-100) is hardly any
+    assert (quantize_lifted.quantize_gated(x, "int8", m)[1][0].flatten() > 0).tolist() == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
+    with pytest.raises(ValueError, match="not halves of 15 columns"):
+        quantize_lifted.quantize_gated(x[..., :15], "int8", m)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("m", "width"), [(4, 16), (4, 2048), (6, 96), (8, 2048), (8, 8192), (8, 20480)])
+def test_normed_activations_are_those_of_plain_operations(m: int, width: int, dtype: torch.dtype, device: str) -> None:
+    x = (torch.randn(3, 5, width) * torch.logspace(-2, 1, 15).view(3, 5, 1)).to(dtype).to(device)
+    norm = quantize_lifted.Norm((torch.randn(width) / 4 + 1).to(dtype).to(device), 1e-6)
+    expected = quantize_lifted.quantize_lifted(rms_norm(x, norm.weight, norm.epsilon), "int8", m)
+    poison(expected[0].numel() // 4, torch.float32, device)
+    codes, scale = quantize_lifted.quantize_normed(x, norm, "int8", m)
+    torch.testing.assert_close(scale, expected[1], rtol=0.01, atol=0)  # a sum may be the one beside
+    apart = (codes.int() - expected[0].int()).abs()
+    assert int(apart.max()) <= 1 and float((apart > 0).float().mean()) < 0.001
+    assert torch.equal(codes, expected[0]) or device == "cuda"
+    assert quantize_lifted.quantize_normed(x[:0], norm, "int8", m)[0].shape == (0, 5, expected[0].shape[-1])
+    x[0, 0, 0], x[0, 1, 1], x[0, 2] = float("nan"), float("inf"), 0
+    found = quantize_lifted.quantize_normed(x, norm, "int8", m)
+    assert (found[1][0].flatten() > 0).tolist() == [False, False, True, True, True]
+    assert not found[0][0, :3].any()
+    for weight in (norm.weight[:-8], norm.weight.double()):
+        with pytest.raises(ValueError, match="does not fit activations"):
+            quantize_lifted.quantize_normed(x, quantize_lifted.Norm(weight, 1e-6), "int8", m)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -232,8 +283,8 @@ def test_many_tiles_and_streams(device: str) -> None:
 @pytest.mark.parametrize("m", [4, 6, 8])
 def test_ops_keep_the_rules_of_torch_library(kind: str, m: int) -> None:
     x = torch.randn(2, 3, 8 * m)
-    for keep in (False, True):
-        torch.library.opcheck(torch.ops.sparse_bitnet.quantize_lifted.default, (x, kind, m, keep))
+    for arguments in ((False,), (True,), (False, True), (False, False, torch.randn(8 * m), 1e-6)):
+        torch.library.opcheck(torch.ops.sparse_bitnet.quantize_lifted.default, (x, kind, m, *arguments))
     lifted, scale = quantize_lifted.quantize_lifted(x, kind, m)
     fragments = packed(random_codes(24, 8 * m, f"{m - 2}:{m}"), m)
     arguments = (lifted, scale, fragments, torch.ones(1), None, 24, torch.float32)

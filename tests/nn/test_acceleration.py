@@ -11,9 +11,13 @@ import torch
 from torch import nn
 
 from sparse_bitnet import PackedLinear, Recipe, SparseBitLinear, accelerate, convert, prepare
-from sparse_bitnet.nn.acceleration import NEVER, Choice, compiled_products, fast_weight
+from sparse_bitnet.nn.acceleration import compiled_products, products_of
+from sparse_bitnet.nn.choosing import NEVER, Choice
+from sparse_bitnet.nn.fast_weight import fast_weight
 
-RECIPES = [Recipe("2:4"), Recipe("6:8"), Recipe("6:8", activations="int4"), Recipe("3:4", values="sign")]
+RECIPES = [
+    Recipe("2:4"), Recipe("6:8"), Recipe("6:8", activations="int4"), Recipe("3:4", values="sign"), Recipe("1:2"),
+]  # fmt: skip
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
@@ -27,16 +31,18 @@ def network(recipe: Recipe, has_bias: bool = True) -> nn.Sequential:
 def test_both_products_are_the_layer(recipe: Recipe) -> None:
     layer = network(recipe)[0]
     assert isinstance(layer, PackedLinear)
-    has_fragments = recipe.pattern.n <= recipe.pattern.m - 2
+    has_fragments = 1 <= recipe.pattern.n <= recipe.pattern.m - 2
     fast, x = fast_weight(layer, has_fragments), torch.randn(2, 5, 192)
     assert torch.equal(fast(x), layer(x))
     assert torch.equal(fast.multiply_packed(x), layer(x))
     if has_fragments:
         torch.testing.assert_close(fast.multiply_sparse(x), layer(x))
         torch.testing.assert_close(replace(fast, sparse_from=10)(x), layer(x))
-    for name, product in compiled_products(x, fast).items():  # what is measured for the compiler is the product too
-        if name == "packed" or has_fragments:
-            torch.testing.assert_close(product(fast).view(2, 5, -1), layer(x))
+    flat = x.view(10, -1)
+    for measured in (products_of(flat, has_fragments), compiled_products(flat, fast, has_fragments)):
+        assert list(measured) == ["packed", *(["sparse"] if has_fragments else [])]
+        for product in measured.values():  # what is measured is the layer's
+            torch.testing.assert_close(product(fast), layer(flat))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.key)
@@ -83,16 +89,17 @@ def test_sparse_tensor_cores_are_chosen_from_where_they_are_never_slower() -> No
     def times(*sparse: float) -> dict[int, dict[str, float]]:
         return {n: {"packed": 2.0, "sparse": time} for n, time in zip((1, 64, 2048), sparse, strict=False)}
 
-    choice = Choice((64, 32), Recipe("2:4"), 3, times(1.0, 3.0, 2.0), times(2.0, 1.0), None)
-    assert (choice.sparse_from, choice.compiled_sparse_from) == (2048, 1)
+    ways = ("sparse", "packed")
+    choice = Choice("3 layers of 64 x 32, 2:4", ways, times(1.0, 3.0, 2.0), times(2.0, 1.0))
+    assert (choice.taken_from, choice.compiled_taken_from) == (2048, 1)
     assert str(choice).splitlines() == [
         "3 layers of 64 x 32, 2:4",
         "       1 tokens: packed 2.0, sparse 1.0 us: packed; compiled packed 2.0, sparse 2.0 us: sparse",
         "      64 tokens: packed 2.0, sparse 3.0 us: packed; compiled packed 2.0, sparse 1.0 us: sparse",
         "    2048 tokens: packed 2.0, sparse 2.0 us: sparse",
     ]
-    none = Choice((64, 32), Recipe("7:8"), 1, {1: {"packed": 2.0}}, {1: {"packed": 1.0}}, "of 8, 7 are kept")
-    assert (none.sparse_from, none.compiled_sparse_from) == (NEVER, NEVER)
+    none = Choice("1 layers", ways, {1: {"packed": 2.0}}, {1: {"packed": 1.0}}, "of 8, 7 are kept")
+    assert (none.taken_from, none.compiled_taken_from) == (NEVER, NEVER)
     assert str(none).endswith("compiled packed 1.0 us: packed\n   no sparse: of 8, 7 are kept")
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from sparse_bitnet import PackedLinear, Recipe, convert, prepare
-from sparse_bitnet.nn.acceleration import fast_weight
+from sparse_bitnet.nn.fast_weight import fast_weight
 from sparse_bitnet.nn.shared_inputs import join, layers_sharing_inputs, share
 
 TOKENS = torch.arange(14).reshape(2, 7)

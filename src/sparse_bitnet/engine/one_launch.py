@@ -13,7 +13,7 @@ from transformers.cache_utils import StaticLayer
 from sparse_bitnet.engine.architecture import ATTENTION, MLP
 from sparse_bitnet.kernels.decoder_step import ON_GPU, OPERATOR, Decoder, DecoderLayer, Matrix, Step, decoder_step
 from sparse_bitnet.kernels.dispatch import FORCE_VARIABLE
-from sparse_bitnet.nn.acceleration import i2_weight
+from sparse_bitnet.nn.fast_weight import i2_weight
 from sparse_bitnet.nn.packed_linear import PackedLinear
 
 

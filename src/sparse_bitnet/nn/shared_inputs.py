@@ -23,11 +23,21 @@ SHARING = (
 
 @dataclass
 class JointProduct:
-    """The product of one x with several layers; `held`, while it is shared out, is x and each one's columns."""
+    """The product of one x with several layers.
+
+    held   while it is shared out, x and each one's columns
+    ahead  x and its product, between the norm that makes them (quantizing_norm.py) and the layers
+    """
 
     multiply: Callable[[Tensor], Tensor]
     heights: tuple[int, ...]
     held: tuple[Tensor, tuple[Tensor, ...]] | None = None
+    ahead: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [..., I] -> y [..., O] of all layers, side by side."""
+        ahead, self.ahead = self.ahead, None
+        return ahead[1] if ahead is not None and ahead[0] is x else self.multiply(x)
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,7 @@ class Share:
     def __call__(self, x: Tensor) -> Tensor:
         joint = self.joint
         if self.index == 0:
-            joint.held = x, joint.multiply(x).split(joint.heights, dim=-1)
+            joint.held = x, joint(x).split(joint.heights, dim=-1)
         held = joint.held  # read once: another thread may be at work with an x of its own
         if held is None or held[0] is not x:
             return self.alone(x)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from sparse_bitnet.kernels.decoder_step import Decoder, DecoderLayer, Matrix, Step
 from sparse_bitnet.kernels.packed_linear import PackedLayout, reference
+from sparse_bitnet.numerics.norm import rms_norm
 
 
 def obstacle() -> None:
@@ -22,8 +23,9 @@ def run(decoder: Decoder) -> Step:
     @torch.no_grad()
     def step(x: Tensor, position: Tensor) -> None:
         for layer in decoder.layers:
-            x += _multiply(_attend(decoder, layer, _normalize(x, layer.input_norm, decoder), position), layer.output)
-            token = _normalize(x, layer.ffn_norm, decoder)
+            token = rms_norm(x, layer.input_norm, decoder.epsilon)
+            x += _multiply(_attend(decoder, layer, token, position), layer.output)
+            token = rms_norm(x, layer.ffn_norm, decoder.epsilon)
             x += _multiply(F.silu(_multiply(token, layer.gate)) * _multiply(token, layer.up), layer.down)
 
     return step
@@ -33,15 +35,10 @@ def _multiply(x: Tensor, matrix: Matrix) -> Tensor:
     return reference.run(x, matrix.weight, matrix.scale, matrix.bias, PackedLayout("i2", x.shape[-1], "int8"))
 
 
-def _normalize(x: Tensor, weight: Tensor, decoder: Decoder) -> Tensor:
-    wide = x.float()
-    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + decoder.epsilon)).to(x.dtype)
-
-
 def _attend(decoder: Decoder, layer: DecoderLayer, x: Tensor, position: Tensor) -> Tensor:
     query, key = (_multiply(x, matrix).view(-1, decoder.head) for matrix in (layer.query, layer.key))
     if layer.query_norm is not None and layer.key_norm is not None:
-        query, key = _normalize(query, layer.query_norm, decoder), _normalize(key, layer.key_norm, decoder)
+        query, key = rms_norm(query, layer.query_norm, decoder.epsilon), rms_norm(key, layer.key_norm, decoder.epsilon)
     query, key = (_turn(decoder, heads, position) for heads in (query, key))
     value = _multiply(x, layer.value).view(-1, decoder.head)
     layer.keys.index_copy_(1, position, key[:, None])

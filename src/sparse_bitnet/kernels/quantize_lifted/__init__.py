@@ -1,11 +1,14 @@
 """Activations x [..., I] -> lifted integer codes [..., K] int8 and scale [..., 1] fp32, for sparse tensor cores.
 
-A backend takes x, activations, m and `codes`, room [..., I] int8 for the codes before the lift, empty where none ask.
+A backend takes x, activations, m, `codes`, room [..., I] int8 for the codes before the lift, empty where none ask, and
+`before`, what is done to x before it is quantised: GATE, silu of the first half of x [..., 2 I] multiplied by
+the second; a Norm, which is taken; or None.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +24,18 @@ OPERATOR = Operator(
     __name__,
     (Backend("gpu_cuda", needs=("cuda.bindings",)), Backend("gpu_triton", needs=("triton",)), Backend("reference")),
 )
+
+
+@dataclass(frozen=True)
+class Norm:
+    """`numerics.norm.rms_norm` by a weight [I]."""
+
+    weight: Tensor
+    epsilon: float
+
+
+GATE = "gate"
+Before = Norm | Literal["gate"] | None
 
 
 def quantize_lifted(x: Tensor, activations: Activations, m: int) -> tuple[Tensor, Tensor]:
@@ -46,21 +61,56 @@ def quantize_and_lift(x: Tensor, activations: Activations, m: int, keep: bool = 
     return lifted, scale, lifted if m == WINDOW else codes
 
 
+def quantize_gated(x: Tensor, activations: Activations, m: int) -> tuple[Tensor, Tensor]:
+    """`quantize_lifted` of silu(gate) * up, for x [..., 2 I], which is gate and up side by side.
+
+    Both operations are rounded to x's dtype, as PyTorch rounds them. ValueError where there are no halves.
+    """
+    if x.shape[-1] % 2:
+        raise ValueError(f"gate and up are not halves of {x.shape[-1]} columns")
+    lifted, scale, _ = _quantize_lifted(x, activations, m, is_gated=True)
+    return lifted, scale
+
+
+def quantize_normed(x: Tensor, norm: Norm, activations: Activations, m: int) -> tuple[Tensor, Tensor]:
+    """`quantize_lifted` of the norm of x, rounded to its dtype, which is that of the norm's weight: else ValueError.
+
+    The mean of squares is of sums in another order than PyTorch's, so that a code now and then is the one beside.
+    """
+    if norm.weight.dtype != x.dtype or norm.weight.shape != x.shape[-1:]:
+        told = f"{norm.weight.dtype} {tuple(norm.weight.shape)}"
+        raise ValueError(f"a norm whose weight is {told} does not fit activations {x.dtype} {tuple(x.shape)}")
+    lifted, scale, _ = _quantize_lifted(x, activations, m, norm_weight=norm.weight.contiguous(), epsilon=norm.epsilon)
+    return lifted, scale
+
+
+def width_of(x: Tensor, before: Before) -> int:
+    """How many columns are quantised."""
+    return x.shape[-1] // 2 if before == GATE else x.shape[-1]
+
+
 @torch.library.custom_op("sparse_bitnet::quantize_lifted", mutates_args=())
-def _quantize_lifted(x: Tensor, activations: str, m: int, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _quantize_lifted(
+    x: Tensor, activations: str, m: int, keep: bool = False, is_gated: bool = False,
+    norm_weight: Tensor | None = None, epsilon: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The codes come third where they are to be kept and are others than the lifted ones; else nothing does."""
-    codes = torch.empty(_kept_shape(x, m, keep), dtype=torch.int8, device=x.device)
-    lifted, scale = OPERATOR.run(x, cast(Activations, activations), m, codes)
+    codes = torch.empty(_kept_shape(x, m, keep, is_gated), dtype=torch.int8, device=x.device)
+    before = Norm(norm_weight, epsilon) if norm_weight is not None else GATE if is_gated else None
+    lifted, scale = OPERATOR.run(x, cast(Activations, activations), m, codes, before)
     return lifted, scale, codes
 
 
 @_quantize_lifted.register_fake
-def _(x: Tensor, activations: str, m: int, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    lifted = x.new_empty(*x.shape[:-1], lifted_width(x.shape[-1], m), dtype=torch.int8)
+def _(
+    x: Tensor, activations: str, m: int, keep: bool = False, is_gated: bool = False,
+    norm_weight: Tensor | None = None, epsilon: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    lifted = x.new_empty(*x.shape[:-1], lifted_width(x.shape[-1] // (1 + is_gated), m), dtype=torch.int8)
     scale = x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
-    return lifted, scale, x.new_empty(_kept_shape(x, m, keep), dtype=torch.int8)
+    return lifted, scale, x.new_empty(_kept_shape(x, m, keep, is_gated), dtype=torch.int8)
 
 
-def _kept_shape(x: Tensor, m: int, keep: bool) -> tuple[int, ...]:
+def _kept_shape(x: Tensor, m: int, keep: bool, is_gated: bool) -> tuple[int, ...]:
     """Of the codes that are written beside the lifted ones."""
-    return tuple(x.shape) if keep and m != WINDOW else (0,)
+    return (*x.shape[:-1], x.shape[-1] // (1 + is_gated)) if keep and m != WINDOW else (0,)

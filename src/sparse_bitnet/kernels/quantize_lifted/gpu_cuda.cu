@@ -1,6 +1,8 @@
 // Lifted integer activations at the speed of memory: a block holds a token in registers from the search for its scale to
 // its codes, so that it is read once. Compiled at run time by NVRTC, which defines M (columns a group), KIND (0, 1, 2 for
-// fp32, bf16, fp16), THREADS (a block), HELD (groups of eight columns that a thread holds) and SMALLEST.
+// fp32, bf16, fp16), GATED (whether a token is silu(gate) * up, of which x has one beside the other), NORMED (whether its
+// RMS norm is taken, with EPSILON), PLANES (with M = 4: whether codes are written as four planes of every fourth column,
+// and their total), THREADS (a block), HELD (groups of eight columns that a thread holds) and SMALLEST.
 
 typedef unsigned int u32;
 typedef unsigned short u16;
@@ -10,30 +12,103 @@ constexpr int WINDOWS = M / 2 - 1;     // a group of M columns
 constexpr int WORDS = KIND ? 4 : 8;    // of the eight
 constexpr float MAGIC = 12582912.0f;   // plus an integer below 2^22: its lowest byte is that of the integer
 
-__device__ __forceinline__ float value_of(const u32 (&words)[WORDS], int i) {
+__device__ __forceinline__ float number(u32 bits) {  // of the dtype; above them may be others
     float value;
-    if (KIND == 0) value = __int_as_float(words[i % WORDS]);
-    if (KIND == 1) value = __int_as_float(i % 2 ? words[i / 2] & 0xFFFF0000 : words[i / 2] << 16);
-    if (KIND == 2) asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"((u16)(words[i / 2] >> 16 * (i % 2))));
+    if (KIND == 0) value = __uint_as_float(bits);
+    if (KIND == 1) value = __uint_as_float(bits << 16);
+    if (KIND == 2) asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"((u16)bits));
     return value;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) quantize_lifted(
-    const uint4* x, uint4* lifted, uint2* codes, float* scales, int eights, int chunks) {
+__device__ __forceinline__ float value_of(const u32 (&words)[WORDS], int i) {
+    if (KIND == 1 && i % 2) return __uint_as_float(words[i / 2] & 0xFFFF0000);
+    return number(KIND ? words[i / 2] >> 16 * (i % 2) : words[i % WORDS]);
+}
+
+__device__ __forceinline__ u32 bits_of(float value) {
+    u16 bits = 0;
+    if (KIND == 0) return __float_as_uint(value);
+    if (KIND == 1) asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    if (KIND == 2) asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+
+__device__ __forceinline__ void read(const uint4* from, bool is_there, u32 (&words)[WORDS]) {
+#pragma unroll
+    for (int i = 0; i < WORDS / 4; ++i) {
+        uint4 four = is_there ? from[i] : make_uint4(0, 0, 0, 0);
+        words[4 * i] = four.x, words[4 * i + 1] = four.y, words[4 * i + 2] = four.z, words[4 * i + 3] = four.w;
+    }
+}
+
+template <typename Change>
+__device__ __forceinline__ void change(u32 (&words)[WORDS], Change bits_at) {
+#pragma unroll
+    for (int i = 0; i < WORDS; ++i) words[i] = KIND ? bits_at(2 * i % EIGHT) | bits_at((2 * i + 1) % EIGHT) << 16 : bits_at(i);
+}
+
+// value / divisor, which is 1 or more. __fdiv_rn branches at each: gates of 16 bits took more time by it than their bytes.
+// With a divisor above 2^126 this gives 0 where that would be a number near 1e-36.
+__device__ __forceinline__ float quotient(float value, float divisor) {
+    if (KIND == 0) return __fdiv_rn(value, divisor);
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(divisor));
+    float close = __fmul_rn(value, inverse), rest = __fmaf_rn(-close, divisor, value);
+    return rest == rest ? __fmaf_rn(rest, inverse, close) : close;  // infinities are right as they are
+}
+
+// silu(gate) * up in place of gate, rounded twice, as PyTorch rounds them.
+__device__ __forceinline__ void open_gate(u32 (&gate)[WORDS], const u32 (&up)[WORDS]) {
+    change(gate, [&](int i) {
+        float value = value_of(gate, i), silu = quotient(value, __fadd_rn(1.0f, expf(-value)));
+        return bits_of(__fmul_rn(number(bits_of(silu)), value_of(up, i)));
+    });
+}
+
+// Left to itself, the compiler would rather spill than have a multiprocessor run one block.
+extern "C" __global__ void __launch_bounds__(THREADS, HELD > 5 ? 1 : 0) quantize_lifted(
+    const uint4* x, const uint4* norm_weight, uint4* lifted, uint2* codes, float* scales, int* totals,
+    int eights, int chunks) {
     extern __shared__ __align__(16) unsigned char row[];  // the token's codes before the lift
     __shared__ u32 largest[THREADS / 32];
     asm volatile("griddepcontrol.wait;\n griddepcontrol.launch_dependents;" ::: "memory");
     u32 held[HELD][WORDS];
-    const uint4* token = x + (size_t)blockIdx.x * eights * (WORDS / 4);
+    const uint4* token = x + (size_t)blockIdx.x * (1 + GATED) * eights * (WORDS / 4);
 #pragma unroll
     for (int i = 0; i < HELD; ++i) {
         int place = i * THREADS + threadIdx.x;
-#pragma unroll
-        for (int half = 0; half < WORDS / 4; ++half) {
-            uint4 four = place < eights ? token[place * (WORDS / 4) + half] : make_uint4(0, 0, 0, 0);
-            held[i][4 * half] = four.x, held[i][4 * half + 1] = four.y;
-            held[i][4 * half + 2] = four.z, held[i][4 * half + 3] = four.w;
+        read(token + place * (WORDS / 4), place < eights, held[i]);
+        if (GATED) {
+            u32 up[WORDS];
+            read(token + (eights + place) * (WORDS / 4), place < eights, up);
+            open_gate(held[i], up);
         }
+    }
+    if (NORMED) {  // weight * (x / its root mean square), rounded twice, as transformers rounds them
+        __shared__ float squares[THREADS / 32];
+        u32 weight[HELD][WORDS];
+        float sum = 0;
+#pragma unroll
+        for (int i = 0; i < HELD; ++i) {
+            int place = i * THREADS + threadIdx.x;
+            read(norm_weight + place * (WORDS / 4), place < eights, weight[i]);
+#pragma unroll
+            for (int j = 0; j < EIGHT; ++j) sum = __fmaf_rn(value_of(held[i], j), value_of(held[i], j), sum);
+        }
+#pragma unroll
+        for (int distance = 16; distance; distance /= 2) sum += __shfl_xor_sync(0xFFFFFFFF, sum, distance);
+        if (threadIdx.x % 32 == 0) squares[threadIdx.x / 32] = sum;
+        __syncthreads();
+        sum = 0;
+#pragma unroll
+        for (int i = 0; i < THREADS / 32; ++i) sum += squares[i];
+        float factor = rsqrtf(__fadd_rn(__fdiv_rn(sum, (float)(eights * EIGHT)), EPSILON));
+#pragma unroll
+        for (int i = 0; i < HELD; ++i)
+            change(held[i], [&](int j) {
+                u32 rounded = bits_of(__fmul_rn(value_of(held[i], j), factor));
+                return bits_of(__fmul_rn(number(rounded), value_of(weight[i], j)));
+            });
     }
     u32 magnitude = 0;  // as bits, which order like the floats do, with NaN above infinity
 #pragma unroll
@@ -49,6 +124,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) quantize_lifted(
     float scale = __fdiv_rn(127.0f, fmaxf(__uint_as_float(min(magnitude, 0x7F800000u)), SMALLEST));
     if (threadIdx.x == 0) scales[blockIdx.x] = scale;
     float highest = scale > 0 ? 127.0f : 0.0f, lowest = scale > 0 ? -128.0f : 0.0f;  // a token with NaN has no codes
+    int total = 0;
 #pragma unroll
     for (int i = 0; i < HELD; ++i) {
         int place = i * THREADS + threadIdx.x;
@@ -65,10 +141,24 @@ extern "C" __global__ void __launch_bounds__(THREADS) quantize_lifted(
         }
         if (place < eights) {
             uint2 both = make_uint2(bytes[0], bytes[1]);
-            if (M == 4) ((uint2*)lifted)[(size_t)blockIdx.x * eights + place] = both;
+            if (PLANES) {
+                u16* planes = (u16*)lifted + (size_t)blockIdx.x * 4 * eights + place;
+#pragma unroll
+                for (int j = 0; j < 4; ++j) planes[j * eights] = __byte_perm(bytes[0], bytes[1], j | (j + 4) << 4);
+                total = __dp4a((int)bytes[0], 0x01010101, __dp4a((int)bytes[1], 0x01010101, total));
+            } else if (M == 4) ((uint2*)lifted)[(size_t)blockIdx.x * eights + place] = both;
             else ((uint2*)row)[place] = both;
             if (M != 4 && codes) codes[(size_t)blockIdx.x * eights + place] = both;
         }
+    }
+    if (PLANES) {
+        __shared__ int of_warp[THREADS / 32];
+        total = __reduce_add_sync(0xFFFFFFFF, total);
+        if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = total;
+        __syncthreads();
+        if (threadIdx.x) return;
+        for (int i = 1; i < THREADS / 32; ++i) total += of_warp[i];
+        totals[blockIdx.x] = total;
     }
     if (M == 4) return;
     __syncthreads();

@@ -1,4 +1,8 @@
-"""Lifted int8 activations on a GPU, each token read once; bit for bit the reference. The kernel is in gpu_cuda.cu."""
+"""Lifted int8 activations on a GPU, each token read once; the kernel is in gpu_cuda.cu.
+
+Bit for bit the reference, but for the exponential of a gate, which is that of CUDA on both sides only on a GPU, and for
+the order in which a norm adds squares.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from torch import Tensor
 
 from sparse_bitnet.formats.windows import WINDOW, lifted_width
 from sparse_bitnet.kernels import cuda_device
+from sparse_bitnet.kernels.quantize_lifted import GATE, Before, Norm, width_of
 from sparse_bitnet.numerics.activation import SMALLEST_MAGNITUDE
 from sparse_bitnet.recipe import Activations
 
@@ -20,8 +25,8 @@ WIDEST = 512 * MOST_HELD * EIGHT
 obstacle = cuda_device.obstacle
 
 
-def supports(x: Tensor, activations: Activations, m: int, codes: Tensor) -> str | None:
-    width = x.shape[-1]
+def supports(x: Tensor, activations: Activations, m: int, codes: Tensor, before: Before) -> str | None:
+    width = width_of(x, before)
     if not x.is_cuda:
         return f"the activations are on {x.device.type}"
     if x.dtype not in KINDS:
@@ -32,27 +37,40 @@ def supports(x: Tensor, activations: Activations, m: int, codes: Tensor) -> str 
         return f"{width} columns, {lifted_width(width, m)} lifted, are not multiples of {EIGHT} and {CHUNK}"
     if width > WIDEST:
         return f"{width} columns are more than {WIDEST}"
-    if x.data_ptr() % 16:
-        return "the activations do not begin at a multiple of 16 bytes"
+    if any(tensor.data_ptr() % 16 for tensor in (x, *([before.weight] if isinstance(before, Norm) else []))):
+        return "the activations, or the weight of a norm, do not begin at a multiple of 16 bytes"
     return None
 
 
-def run(x: Tensor, activations: Activations, m: int, codes: Tensor) -> tuple[Tensor, Tensor]:
+def run(x: Tensor, activations: Activations, m: int, codes: Tensor, before: Before) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
-    width = x.shape[-1]
-    eights, chunks = width // EIGHT, lifted_width(width, m) // CHUNK
-    lifted = torch.empty(*x.shape[:-1], CHUNK * chunks, dtype=torch.int8, device=x.device)
+    width = lifted_width(width_of(x, before), m)
+    lifted = torch.empty(*x.shape[:-1], width, dtype=torch.int8, device=x.device)
     scale = torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device)
-    if x.numel():
-        threads = 128 if eights <= 256 else 256 if eights <= 1024 else 512
-        kernel = cuda_device.compile_kernel(
-            SOURCE, "quantize_lifted", 0 if m == WINDOW else width, waits=True,
-            M=m, KIND=KINDS[x.dtype], THREADS=threads, HELD=-(-eights // threads), SMALLEST=f"{SMALLEST_MAGNITUDE}f",
-        )  # fmt: skip
-        with torch.cuda.device_of(x):
-            kernel.launch(
-                scale.numel(), threads, (),
-                x.data_ptr(), lifted.data_ptr(), codes.data_ptr() if codes.numel() else 0, scale.data_ptr(),
-                eights, chunks,
-            )  # fmt: skip
+    launch(x, before, m, lifted, scale, codes=codes)
     return lifted, scale
+
+
+def launch(
+    x: Tensor, before: Before, m: int, lifted: Tensor, scale: Tensor,
+    codes: Tensor | None = None, total: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Write lifted codes and scales of a contiguous x; with `total` [T] int32, planes (quantize_planes) and that."""
+    if not x.numel():
+        return
+    norm, width = before if isinstance(before, Norm) else None, width_of(x, before)
+    eights, chunks = width // EIGHT, lifted_width(width, m) // CHUNK
+    threads = 128 if eights <= 256 else 256 if eights <= 1024 else 512
+    kernel = cuda_device.compile_kernel(
+        SOURCE, "quantize_lifted", 0 if m == WINDOW else width, waits=True,
+        M=m, KIND=KINDS[x.dtype], THREADS=threads, HELD=-(-eights // threads), SMALLEST=f"{SMALLEST_MAGNITUDE}f",
+        GATED=int(before == GATE), NORMED=int(norm is not None), EPSILON=f"{norm.epsilon if norm else 0.0}f",
+        PLANES=int(total is not None),
+    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        kernel.launch(
+            scale.numel(), threads, (),
+            x.data_ptr(), norm.weight.data_ptr() if norm else 0, lifted.data_ptr(),
+            codes.data_ptr() if codes is not None and codes.numel() else 0, scale.data_ptr(),
+            total.data_ptr() if total is not None else 0, eights, chunks,
+        )  # fmt: skip

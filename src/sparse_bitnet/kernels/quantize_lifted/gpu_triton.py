@@ -16,12 +16,15 @@ from torch import Tensor
 from sparse_bitnet.formats.windows import lifted_width
 from sparse_bitnet.kernels import triton_device
 from sparse_bitnet.kernels.quantize_activation.gpu_triton import DTYPES, code_of, load_block, settings, token_scale
+from sparse_bitnet.kernels.quantize_lifted import Before
 from sparse_bitnet.recipe import Activations
 
 obstacle = triton_device.obstacle
 
 
-def supports(x: Tensor, activations: Activations, m: int, codes: Tensor) -> str | None:
+def supports(x: Tensor, activations: Activations, m: int, codes: Tensor, before: Before) -> str | None:
+    if before is not None:
+        return "it neither multiplies by a gate nor takes a norm"
     if not triton_device.is_within_reach(x):
         return f"the activations are on {x.device.type}"
     if x.dtype not in DTYPES:
@@ -29,7 +32,7 @@ def supports(x: Tensor, activations: Activations, m: int, codes: Tensor) -> str 
     return None
 
 
-def run(x: Tensor, activations: Activations, m: int, codes: Tensor) -> tuple[Tensor, Tensor]:
+def run(x: Tensor, activations: Activations, m: int, codes: Tensor, before: Before) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
     width = x.shape[-1]
     lifted = torch.empty(*x.shape[:-1], lifted_width(width, m), dtype=torch.int8, device=x.device)

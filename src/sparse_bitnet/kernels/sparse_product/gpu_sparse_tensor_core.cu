@@ -315,6 +315,7 @@ __cluster_dims__(CLUSTER, 1, 1) sparse_product(
                     }
                 }
                 asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+                __syncwarp();  // every lane has read its fragments; racecheck sees only those that arrive, and reports a race
 #pragma unroll
                 for (int i = 0; i < TOGETHER; ++i)
                     if (lane < ROW_BLOCKS && (i == 0 || stage + i < end))

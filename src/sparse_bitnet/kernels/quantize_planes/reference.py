@@ -1,0 +1,22 @@
+"""The slow truth: plain PyTorch on any device."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparse_bitnet.kernels.quantize_planes import Planes, quantize_planes
+from sparse_bitnet.recipe import Activations
+
+
+def obstacle() -> None:
+    return None
+
+
+def supports(x: Tensor, activations: Activations) -> str | None:
+    return None
+
+
+def run(x: Tensor, activations: Activations) -> Planes:
+    gate, up = x.chunk(2, dim=-1)
+    return quantize_planes(F.silu(gate) * up, activations)
