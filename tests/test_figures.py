@@ -174,47 +174,79 @@ def test_the_speeds_on_a_gpu_are_those_of_the_result_files() -> None:
     assert f"That allows {100 * needed / cycles:.0f} % of the data sheet's peak at its clock" in told
 
 
+def row_of(name: str, system: str, **size: int) -> dict[str, Any]:
+    """Of the result of a whole model: a step of `batch` sequences, or a prompt of `tokens`."""
+    rows = RESULTS[f"generation-3b-{name}-h100"]["decode" if "batch" in size else "prefill"]
+    return next(row for row in rows if row["system"] == system and size.items() <= row.items())
+
+
 def test_the_speeds_of_whole_models_on_a_gpu_are_those_of_the_result_files() -> None:
-    told = " ".join(PERFORMANCE.split())
-    two, six, many = (RESULTS[f"generation-3b-{name}-h100"] for name in ("2of4", "6of8", "64"))
     rows = []
-    for pattern, result in (("2:4", two), ("6:8", six)):
-        one = [row for row in result["decode"] if row["batch"] == 1]
-        for found in (
-            one,
-            many["decode"],
-            *([row for row in result["prefill"] if row["tokens"] == n] for n in PROMPTS),
+    for pattern, name in (("2:4", "2of4"), ("6:8", "6of8")):
+        for kind, file, size in (
+            ("one sequence, a step", name, {"batch": 1}),
+            ("64 sequences, a step", "64", {"batch": 64}),
+            *((f"a prompt of {tokens:,}", name, {"tokens": tokens}) for tokens in PROMPTS),
         ):
-            dense, ours = (next(row for row in found if row["system"] == system) for system in ("dense", pattern))
-            name = {1: "one sequence, a step", 64: "64 sequences, a step"}.get(dense.get("batch"))
-            name = name or f"a prompt of {dense['tokens']:,}"
+            dense, ours = (row_of(file, system, **size) for system in ("dense", pattern))
             speeds = f"{ours['times_dense']:.2f} | {ours['tokens_per_second']:,.0f}"
-            rows.append(f"| {name}, {pattern} | {dense['ms']:.2f} | {ours['ms']:.2f} | {speeds} |")
+            rows.append(f"| {kind}, {pattern} | {dense['ms']:.2f} | {ours['ms']:.2f} | {speeds} |")
     assert len(rows) == 8
     assert [row for row in rows if row not in PERFORMANCE] == []
-    shares = [result["memory"][1]["share_of_dense"] for result in (two, six)]
+    shares = [RESULTS[f"generation-3b-{name}-h100"]["memory"][1]["share_of_dense"] for name in ("2of4", "6of8")]
     held = [100 * share["held_bytes"] for share in shares]
-    single = next(row["ms"] for row in two["decode"] if (row["system"], row["batch"]) == ("dense", 64))
-    assert f"single ones, by which the bf16 step of 64 took {single:.2f} ms." in told
     memory = f"Weights take {100 * shares[0]['state_bytes']:.0f} % of the memory, and where prompts have it keep"
     for page in (README, PERFORMANCE):
         assert f"{memory} fragments too {held[0]:.0f} % with 2:4 and {held[1]:.0f} % with 6:8" in " ".join(page.split())
-    step = next(row for row in two["decode"] if (row["system"], row["batch"]) == ("2:4", 1))
+
+
+def test_what_is_told_of_steps_of_one_sequence_on_a_gpu_is_of_the_result_files() -> None:
+    told, step = " ".join(PERFORMANCE.split()), row_of("2of4", "2:4", batch=1)
     layers, head = (kernel["ms"] for kernel in step["kernels"][:2])
     assert step["kernels"][0]["kernel"] == "decoder_step"
     assert f"Layers take {layers:.2f} of {step['ms']:.2f} ms, the head, which is bf16 in both, {head:.2f}." in told
-    assert f"would take {1e3 * two['memory'][1]['linears_bytes'] / BANDWIDTH:.2f} ms by the data sheet" in told
+    linears = RESULTS["generation-3b-2of4-h100"]["memory"][1]["linears_bytes"]
+    assert f"would take {1e3 * linears / BANDWIDTH:.2f} ms by the data sheet" in told
     alone, together = (row["ms"] for row in RESULTS["generation-3b-sdpa-h100"]["decode"])
     assert f"takes {alone:.2f} ms for one sequence and {together:.2f} for 64" in told
-    ratios = alone / step["ms"], together / many["decode"][1]["ms"]
+    ratios = alone / step["ms"], together / row_of("64", "2:4", batch=64)["ms"]
     assert f"packed 2:4 is {ratios[0]:.1f} and {ratios[1]:.1f} times as fast" in told
-    layers, products, attention = zip(*(microseconds_of_a_layer(row["kernels"]) for row in many["decode"]), strict=True)
-    assert f"take {layers[0]:.0f} us in bf16 and {layers[1]:.0f} with 2:4, of which attention is" in told
-    assert f"is {attention[0]:.0f} in both and products are {products[0]:.0f} and {products[1]:.0f}." in told
-    roofs = [1e6 * row["linears_bytes"] / LAYERS / BANDWIDTH for row in many["memory"]]
+
+
+def test_what_is_told_of_steps_of_64_sequences_is_of_the_result_files() -> None:
+    told, many = " ".join(PERFORMANCE.split()), RESULTS["generation-3b-64-h100"]
+    others = [row_of(name, "dense", batch=64)["ms"] for name in ("2of4", "6of8", "64-gates-by-inductor")]
+    assert f"on others the bf16 step of 64 took {min(others):.2f} to {max(others):.2f} ms." in told
+    dense, ours = (microseconds_of_a_layer(row_of("64", system, batch=64)["kernels"]) for system in ("dense", "2:4"))
+    assert (
+        f"take {dense[0]:.0f} us in bf16 and {ours[0]:.0f} with 2:4, of which attention is {dense[2]:.0f} and" in told
+    )
+    assert f"and {ours[2]:.0f} and products are {dense[1]:.0f} and {ours[1]:.0f}." in told
+    bytes_of = {row["system"]: row["linears_bytes"] for row in many["memory"]}
+    roofs = [1e6 * bytes_of[system] / LAYERS / BANDWIDTH for system in ("dense", "2:4")]
     assert f"would take {roofs[0]:.0f} and {roofs[1]:.0f} us by the data sheet" in told
-    chosen = [line for shape in many["choices"]["6:8"] for line in shape.splitlines() if "tokens:" in line]
+    chosen = [line for shape in many["choices"]["6:8"] for line in shape.splitlines() if "compiled" in line]
     assert [sum("us: sparse" in line.split(";")[way] for line in chosen) for way in (0, 1)] == [2, 0]
+    tossed = [row_of(name, "2:4", batch=64)["ms"] for name in ("64-gates-by-inductor", "2of4")]
+    assert f"steps of 64 with 2:4 took {tossed[0]:.2f} or {tossed[1]:.2f} ms" in told
+
+
+def test_what_bounds_a_prompt_is_told_by_the_result_file() -> None:
+    told, hidden, ffn, key_values = " ".join(PERFORMANCE.split()), 2048, 11008, 512
+    dense, ours = (row_of("6of8", system, tokens=8192) for system in ("dense", "6:8"))
+    of_dense, of_ours = (
+        [LAYERS * time / 1e3 for time in microseconds_of_a_layer(row["kernels"])] for row in (dense, ours)
+    )
+    (_, of_bf16, _), (_, products, attention) = of_dense, of_ours
+    rest = ours["ms"] - products - attention
+    assert f"of its {ours['ms']:.0f} ms products take {products:.0f}, where bf16 takes {of_bf16:.0f}," in told
+    assert f"attention takes {attention:.0f}, and what lies between them {rest:.0f}." in told
+    lifted = 1.5
+    gates, quantised = ffn * (4 + lifted), 3 * hidden * (2 + lifted)  # bytes of a token: two norms, and before o_proj
+    residuals, rotations = 2 * hidden * 6, (hidden + key_values) * 4
+    least = 1e3 * 8192 * LAYERS * (gates + quantised + residuals + rotations) / BANDWIDTH
+    best = dense["ms"] / (products + attention + least)
+    assert f"would take {least:.0f} by the data sheet, and the whole be {best:.2f} times as fast as bf16" in told
 
 
 def microseconds_of_a_layer(kernels: list[dict[str, Any]]) -> tuple[float, float, float]:

@@ -1,7 +1,4 @@
-"""RMS norm, rounded where transformers rounds it.
-
-Shapes: T tokens (any leading dimensions), I features.
-"""
+"""RMS norm, rounded where transformers rounds it."""
 
 from __future__ import annotations
 
