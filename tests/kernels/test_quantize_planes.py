@@ -26,7 +26,7 @@ def test_planes_hold_every_fourth_column(kind: str, width: int) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("tokens", "width"), [(1, 16), (5, 96), (64, 2048), (64, 11008), (3, 18944), (7, 66)])
+@pytest.mark.parametrize(("tokens", "width"), [(1, 16), (5, 96), (64, 2048), (64, 11008), (3, 18944), (4, 24), (7, 66)])
 def test_gated_planes_are_those_of_plain_operations(tokens: int, width: int, dtype: torch.dtype, device: str) -> None:
     x = (torch.randn(tokens, 2 * width) * torch.logspace(-2, 1, tokens).view(-1, 1)).to(dtype).to(device)
     gate, up = x.chunk(2, dim=-1)

@@ -190,7 +190,7 @@ def test_lifted_activations_equal_the_reference(m: int, width: int, dtype: torch
     x = (torch.randn(3, 5, width) * torch.logspace(-8, 4, 15).view(3, 5, 1)).to(dtype)
     x[0, 1] = 0
     codes = torch.empty(x.shape, dtype=torch.int8)
-    expected = *lifted_reference.run(x, "int8", m, codes, False), codes
+    expected = *lifted_reference.run(x, "int8", m, codes, None), codes
     poison(expected[0].numel() // 4, torch.float32, device)
     found_codes = quantize_lifted.quantize_and_lift(x.to(device), "int8", m)
     for found, wanted in zip(found_codes, expected, strict=True):

@@ -31,14 +31,16 @@ from sparse_bitnet.nn.choosing import NEVER
 from sparse_bitnet.nn.fast_weight import FastWeight, fast_weight
 from sparse_bitnet.nn.quantizing_norm import QuantizingNorm, is_rms_norm, quantize_in_norms
 from sparse_bitnet.nn.shared_inputs import join, layers_sharing_inputs, share
+from sparse_bitnet.recipe import Activations
 
 MANY = torch.arange(96).reshape(2, 48) % 32
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
 def language_model(
-    kind: type[PreTrainedModel] = Qwen2ForCausalLM, config: type[PretrainedConfig] = Qwen2Config, pattern: str = "6:8"
-) -> PreTrainedModel:
+    kind: type[PreTrainedModel] = Qwen2ForCausalLM, config: type[PretrainedConfig] = Qwen2Config, pattern: str = "6:8",
+    activations: Activations = "int8",
+) -> PreTrainedModel:  # fmt: skip
     torch.manual_seed(0)
     settings = config(
         vocab_size=32, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
@@ -48,7 +50,7 @@ def language_model(
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
             nn.init.normal_(parameter, 1, 0.1)
-    return convert(prepare(model, Recipe(pattern)), "i2")
+    return convert(prepare(model, Recipe(pattern, activations=activations)), "i2")
 
 
 def accelerated(model: PreTrainedModel, sparse_from: int = 1) -> PreTrainedModel:
@@ -91,7 +93,7 @@ def test_a_model_computes_the_same_and_the_compiler_leaves_out_what_the_norm_giv
 ) -> None:
     plain, model, graphs = language_model(kind, config), accelerated(language_model(kind, config)), []
     expected, state = plain(MANY).logits, plain.state_dict()
-    assert len(norms(model)) == 4 and all(map(is_rms_norm, norms(model)))
+    assert len(norms(model)) == 4
     assert all(torch.equal(one, state[name]) for name, one in model.state_dict().items())
     assert state.keys() == model.state_dict().keys()
     close = {"rtol": 1e-3, "atol": 1e-3}
@@ -123,8 +125,39 @@ def test_layers_that_are_given_something_else_compute_with_that() -> None:
 
     x = torch.randn(96, 64)
     torch.testing.assert_close(compiled(run, graphs)(x), run(x))  # type: ignore[arg-type]
-    other = copy.deepcopy(model)
-    assert norms(other)[0].joint() is other.model.layers[0].self_attn.q_proj.fast.joint is not norms(model)[0].joint()
+
+
+@torch.no_grad()
+def test_a_copy_and_a_model_taken_apart_do_nothing_ahead() -> None:
+    model, graphs = accelerated(language_model()), []
+    copied, block = copy.deepcopy(model), model.model.layers[0]
+    assert [norm.joint() for norm in norms(copied)] == [None] * 4
+    torch.testing.assert_close(copied(MANY).logits, model(MANY).logits)
+    assert len(list(copy.deepcopy(norms(model)[0]).modules())) == 1
+    joints = [norm.joint() for norm in norms(model)]
+    block.self_attn.q_proj = block.self_attn.q_proj.to_linear(torch.float32)
+    block.mlp.gate_proj = block.mlp.gate_proj.to_linear(torch.float32)
+    run = compiled(model, graphs)
+    torch.testing.assert_close(run(MANY, use_cache=False).logits, model(MANY).logits, rtol=1e-3, atol=1e-3)
+    assert [joint.ahead for joint in joints] == [None] * 4
+
+
+@torch.no_grad()
+def test_int4_activations_are_quantised_apart() -> None:
+    model, graphs = accelerated(language_model(activations="int4")), []
+    compiled(model, graphs)(MANY, use_cache=False)
+    assert "norm_weight" not in graphs[0] and "'int4'" in graphs[0]
+
+
+@torch.no_grad()
+def test_hooks_stay() -> None:
+    model, seen = accelerated(language_model()), []
+    before = norms(model)
+    before[0].register_forward_hook(lambda *_: seen.append(1))
+    quantize_in_norms(model)
+    assert norms(model) == before
+    compiled(model, [])(MANY, use_cache=False)
+    assert seen
 
 
 @torch.no_grad()
@@ -138,11 +171,15 @@ def test_a_model_that_was_moved_or_loaded_anew_does_nothing_ahead() -> None:
     assert all(norm.joint() for norm in norms(model))
 
 
-def test_a_gradient_goes_through_the_norm() -> None:
+@pytest.mark.parametrize("of", ["activations", "weight"])
+def test_where_a_gradient_is_needed_nothing_is_done_ahead(of: str) -> None:
     model, graphs = accelerated(language_model()), []
-    embedded = torch.randn(2, 48, 64, requires_grad=True)
+    model.requires_grad_(of == "weight")
+    embedded = torch.randn(2, 48, 64, requires_grad=of == "activations")
     compiled(model, graphs)(inputs_embeds=embedded, use_cache=False).logits.sum().backward()
-    assert embedded.grad is not None and bool(embedded.grad.any())
+    found = embedded.grad if of == "activations" else norms(model)[0].weight.grad
+    assert found is not None and bool(found.any())
+    assert "norm_weight" not in graphs[0]
 
 
 @torch.no_grad()

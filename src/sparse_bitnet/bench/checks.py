@@ -15,8 +15,8 @@ from sparse_bitnet.kernels.effective_weight import empty_scale
 from sparse_bitnet.kernels.effective_weight import reference as effective_weight_reference
 from sparse_bitnet.kernels.packed_linear import PackedLayout
 from sparse_bitnet.kernels.packed_linear import reference as packed_linear_reference
-from sparse_bitnet.kernels.quantize_planes import quantize_gated_planes
-from sparse_bitnet.nn.gated_mlp import GatedMLP, gated_products, ways_of
+from sparse_bitnet.kernels.quantize_lifted import gated
+from sparse_bitnet.nn.gated_mlp import GatedMLP, finish_packed, finish_sparse, gated_products
 from sparse_bitnet.nn.packed_linear import PackedLinear
 from sparse_bitnet.nn.quantizing_norm import QuantizingNorm
 from sparse_bitnet.nn.stored_settings import named_layers
@@ -98,16 +98,15 @@ def check_layers(model: nn.Module, tokens: Iterable[int], dtype: torch.dtype) ->
                 raise ValueError(f"{name} with {count} tokens is not the reference's: no speed is told")
         for name, module in model.named_modules():
             if isinstance(module, GatedMLP) and (products := gated_products(module)) is not None:
-                gate_and_up, down = products
-                x = inputs[module.gate_proj.in_features]
-                one, apart = (way(down) for way in ways_of(gate_and_up(x)).values())
-                planes = quantize_gated_planes(gate_and_up(x), down.layout.activations)
-                found = one, down.multiply_planes(*planes, dtype)
+                gate_and_up, down = products[0](inputs[module.gate_proj.in_features]), products[1]
+                apart, found = down(gated(gate_and_up)), [finish_packed(gate_and_up, down)]
+                if down.fragments is not None:
+                    found.append(finish_sparse(gate_and_up, down))
             elif isinstance(module, QuantizingNorm) and (joint := module.joint()) is not None:
                 x = inputs[len(module.weight)]
                 normed = module(x)
                 module.multiply_ahead(x, normed)
-                found, apart = (joint(normed),), joint.multiply(normed)
+                apart, found = joint.multiply(normed), [joint(normed)]
             else:
                 continue
             if not all((one - apart).abs().max() <= CLOSE * apart.abs().max() for one in found):

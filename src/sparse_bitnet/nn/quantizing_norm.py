@@ -2,7 +2,8 @@
 
 torch.compile writes what a norm gives, and the kernel that quantises and lifts reads it again. Here that kernel takes
 the norm itself. The model is still given what the norm gives; as nobody reads it, the compiler leaves it out. Without
-torch.compile, and for the few tokens whose quantisation it joins to the norm by itself, nothing is done ahead.
+torch.compile, and for the few tokens whose quantisation it joins to the norm by itself, nothing is done ahead. As with
+layers that share an x, what the norm gives must not be written to before they have read it.
 
 Shapes: T tokens, H hidden size.
 """
@@ -31,15 +32,18 @@ READERS = (
 class QuantizingNorm(nn.Module):
     """In the place of an RMS norm of transformers, of which it takes the weight, under its name.
 
-    reader  the first of the layers that by their names read what it gives; if they are given something else, they
-            compute with that
+    reader  the block that it is in, and the names by which the first of the layers that read what it gives is found
+            there; if they are given something else, they compute with that. A copy has none, and does nothing ahead.
     """
 
-    def __init__(self, norm: Any, reader: PackedLinear) -> None:
+    def __init__(self, norm: Any, block: nn.Module, *names: str) -> None:
         super().__init__()
         self.weight, self.variance_epsilon = norm.weight, norm.variance_epsilon
-        self._reader = (reader,)  # it is no child
+        self.reader: tuple[nn.Module, tuple[str, ...]] | None = (block, names)  # in a tuple it is no child
         self.train(norm.training)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "reader": None}
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., H] -> its norm [..., H]."""
@@ -52,33 +56,42 @@ class QuantizingNorm(nn.Module):
     def multiply_ahead(self, x: Tensor, normed: Tensor) -> None:
         """Leave the product of `normed` with its readers where they look for it, if sparse tensor cores make it."""
         joint = self.joint()
-        if joint is None or not isinstance(weight := joint.multiply, FastWeight):
+        if joint is None or not isinstance(weight := joint.multiply, FastWeight) or self._forward_hooks:
             return
-        if x.numel() >= weight.sparse_from * x.shape[-1] and self.weight.dtype == x.dtype:
+        has_kernel = weight.layout.activations == "int8" and self.weight.dtype == x.dtype
+        if has_kernel and weight.is_sparse_for(x):
             norm = Norm(self.weight, self.variance_epsilon)
             lifted = quantize_normed(x, norm, weight.layout.activations, weight.m)
             joint.ahead = normed, weight.multiply_lifted(*lifted, x.dtype)
 
     def joint(self) -> JointProduct | None:
         """Of its readers, for as long as they compute as `accelerate` made them."""
-        (reader,) = self._reader
-        return reader.fast.joint if isinstance(reader.fast, Share) else None
+        if self.reader is None:
+            return None
+        block, (parent, child) = self.reader
+        fast = getattr(getattr(getattr(block, parent), child), "fast", None)
+        return fast.joint if isinstance(fast, Share) else None
 
 
 def quantize_in_norms(model: nn.Module) -> None:
     """Have the norms of an accelerated `model` that stand before joint products quantise for them."""
     for block in list(model.modules()):
-        for name, parent, child in READERS:
-            norm, reader = getattr(block, name, None), getattr(getattr(block, parent, None), child, None)
-            if isinstance(reader, PackedLinear) and isinstance(reader.fast, Share) and is_rms_norm(norm):
-                setattr(block, name, QuantizingNorm(norm, reader))
+        for name, *reader in READERS:
+            norm, layer = getattr(block, name, None), block
+            for child in reader:
+                layer = getattr(layer, child, None)
+            if isinstance(layer, PackedLinear) and isinstance(layer.fast, Share):
+                if isinstance(norm, QuantizingNorm):
+                    norm.reader = block, tuple(reader)
+                elif is_rms_norm(norm):
+                    setattr(block, name, QuantizingNorm(norm, block, *reader))
 
 
 def is_rms_norm(module: Any) -> bool:
     """Whether it is one of NORMS, and computes what `numerics.norm.rms_norm` does."""
     kind = type(module)
     if kind.__name__ not in NORMS or not kind.__module__.startswith("transformers."):
-        return isinstance(module, QuantizingNorm)
+        return False
     if module._forward_hooks or module._forward_pre_hooks:
         return False
     x = torch.randn(2, len(module.weight), device=module.weight.device, dtype=module.weight.dtype)

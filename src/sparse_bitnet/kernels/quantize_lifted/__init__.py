@@ -12,6 +12,7 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import silu
 
 from sparse_bitnet.formats.windows import WINDOW, lift_activation, lifted_width
 from sparse_bitnet.kernels.dispatch import Backend, Operator
@@ -66,8 +67,7 @@ def quantize_gated(x: Tensor, activations: Activations, m: int) -> tuple[Tensor,
 
     Both operations are rounded to x's dtype, as PyTorch rounds them. ValueError where there are no halves.
     """
-    if x.shape[-1] % 2:
-        raise ValueError(f"gate and up are not halves of {x.shape[-1]} columns")
+    halves(x)
     lifted, scale, _ = _quantize_lifted(x, activations, m, is_gated=True)
     return lifted, scale
 
@@ -84,6 +84,20 @@ def quantize_normed(x: Tensor, norm: Norm, activations: Activations, m: int) -> 
     return lifted, scale
 
 
+def halves(gate_and_up: Tensor) -> tuple[Tensor, Tensor]:
+    """Gate and up [..., I] of [..., 2 I]; ValueError where there are no halves."""
+    if gate_and_up.shape[-1] % 2:
+        raise ValueError(f"gate and up are not halves of {gate_and_up.shape[-1]} columns")
+    gate, up = gate_and_up.chunk(2, dim=-1)
+    return gate, up
+
+
+def gated(gate_and_up: Tensor) -> Tensor:
+    """silu(gate) * up [..., I], both rounded to the dtype: what `quantize_gated` quantises."""
+    gate, up = halves(gate_and_up)
+    return silu(gate) * up
+
+
 def width_of(x: Tensor, before: Before) -> int:
     """How many columns are quantised."""
     return x.shape[-1] // 2 if before == GATE else x.shape[-1]
@@ -95,7 +109,7 @@ def _quantize_lifted(
     norm_weight: Tensor | None = None, epsilon: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The codes come third where they are to be kept and are others than the lifted ones; else nothing does."""
-    codes = torch.empty(_kept_shape(x, m, keep, is_gated), dtype=torch.int8, device=x.device)
+    codes = torch.empty(_kept_shape(x, m, keep), dtype=torch.int8, device=x.device)
     before = Norm(norm_weight, epsilon) if norm_weight is not None else GATE if is_gated else None
     lifted, scale = OPERATOR.run(x, cast(Activations, activations), m, codes, before)
     return lifted, scale, codes
@@ -108,9 +122,9 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     lifted = x.new_empty(*x.shape[:-1], lifted_width(x.shape[-1] // (1 + is_gated), m), dtype=torch.int8)
     scale = x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
-    return lifted, scale, x.new_empty(_kept_shape(x, m, keep, is_gated), dtype=torch.int8)
+    return lifted, scale, x.new_empty(_kept_shape(x, m, keep), dtype=torch.int8)
 
 
-def _kept_shape(x: Tensor, m: int, keep: bool, is_gated: bool) -> tuple[int, ...]:
-    """Of the codes that are written beside the lifted ones."""
-    return (*x.shape[:-1], x.shape[-1] // (1 + is_gated)) if keep and m != WINDOW else (0,)
+def _kept_shape(x: Tensor, m: int, keep: bool) -> tuple[int, ...]:
+    """Of the codes that are written beside the lifted ones; nobody keeps those of gates."""
+    return tuple(x.shape) if keep and m != WINDOW else (0,)

@@ -1,7 +1,7 @@
 """Lifted int8 activations on a GPU, each token read once; the kernel is in gpu_cuda.cu.
 
-Bit for bit the reference, but for the exponential of a gate, which is that of CUDA on both sides only on a GPU, and for
-the order in which a norm adds squares.
+Bit for bit the reference, but for gates, whose exponential is that of CUDA on both sides only on a GPU, and whose
+division in 16 bits is exact up to 2^126 only; and for the order in which a norm adds squares.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def supports(x: Tensor, activations: Activations, m: int, codes: Tensor, before:
         return f"{x.dtype}; it takes {', '.join(map(str, KINDS))}"
     if activations != "int8":
         return f"activations={activations!r}; it gives int8"
-    if width % EIGHT or lifted_width(width, m) % CHUNK:
+    if width % EIGHT or (m != WINDOW and lifted_width(width, m) % CHUNK):
         return f"{width} columns, {lifted_width(width, m)} lifted, are not multiples of {EIGHT} and {CHUNK}"
     if width > WIDEST:
         return f"{width} columns are more than {WIDEST}"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from sparse_bitnet.formats.windows import lift_activation
-from sparse_bitnet.kernels.quantize_lifted import GATE, Before, Norm
+from sparse_bitnet.kernels.quantize_lifted import GATE, Before, Norm, gated
 from sparse_bitnet.numerics.activation import quantize_activation
 from sparse_bitnet.numerics.norm import rms_norm
 from sparse_bitnet.recipe import Activations
@@ -22,8 +21,7 @@ def supports(x: Tensor, activations: Activations, m: int, codes: Tensor, before:
 
 def run(x: Tensor, activations: Activations, m: int, codes: Tensor, before: Before) -> tuple[Tensor, Tensor]:
     if before == GATE:
-        gate, up = x.chunk(2, dim=-1)
-        x = F.silu(gate) * up
+        x = gated(x)
     if isinstance(before, Norm):
         x = rms_norm(x, before.weight, before.epsilon)
     found, scale = quantize_activation(x, activations)

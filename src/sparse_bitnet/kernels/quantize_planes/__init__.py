@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 
 from sparse_bitnet.formats import i2
 from sparse_bitnet.kernels.dispatch import Backend, Operator
+from sparse_bitnet.kernels.quantize_lifted import halves
 from sparse_bitnet.numerics.activation import quantize_activation
 from sparse_bitnet.recipe import Activations
 
@@ -37,8 +38,7 @@ def quantize_gated_planes(gate_and_up: Tensor, activations: Activations) -> Plan
 
     Both operations are rounded to the dtype, as PyTorch rounds them. ValueError where there are no halves.
     """
-    if gate_and_up.shape[-1] % 2:
-        raise ValueError(f"gate and up are not halves of {gate_and_up.shape[-1]} columns")
+    halves(gate_and_up)
     return _quantize_gated_planes(gate_and_up.reshape(-1, gate_and_up.shape[-1]), activations)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional as F
 
+from sparse_bitnet.kernels.quantize_lifted import gated
 from sparse_bitnet.kernels.quantize_planes import Planes, quantize_planes
 from sparse_bitnet.recipe import Activations
 
@@ -18,5 +18,4 @@ def supports(x: Tensor, activations: Activations) -> str | None:
 
 
 def run(x: Tensor, activations: Activations) -> Planes:
-    gate, up = x.chunk(2, dim=-1)
-    return quantize_planes(F.silu(gate) * up, activations)
+    return quantize_planes(gated(x), activations)
