@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from experiments.results import Result, Results
-from experiments.settings import Run, Scale, dense, of_trend
+from experiments.settings import Run, Scale, dense
 from experiments.statistics import Comparison, compare, holm
 from experiments.tables import MAKE, chosen_rate
 
@@ -23,27 +23,18 @@ class Degradation:
     p: float | None
 
 
-def perplexities(
-    scale: Scale, results: Results, values: str, ask: Ask, trend_of: str | None = None
-) -> dict[int, float]:
+def perplexities(scale: Scale, results: Results, values: str, ask: Ask) -> dict[int, float]:
     """Seed -> test perplexity of the runs that `ask` makes at the rate chosen for `values`; those that are done."""
-    rate = chosen_rate(scale, results, values, trend_of)
+    rate = chosen_rate(scale, results, values)
     if rate is None:
         return {}
     found = {seed: results.perplexity(ask(seed, rate)) for seed in scale.seeds}
     return {seed: perplexity for seed, perplexity in found.items() if perplexity is not None}
 
 
-def by_pattern(
-    scale: Scale, results: Results, size: str, values: str, pattern: str, in_trend: bool = False
-) -> dict[int, float]:
-    """Seed -> test perplexity of a pattern, in Table A or in the trend."""
-
-    def ask(seed: int, rate: float) -> Run:
-        run = MAKE[values](scale, size, pattern, seed, rate)
-        return of_trend(scale, run) if in_trend else run
-
-    return perplexities(scale, results, values, ask, size if in_trend else None)
+def by_pattern(scale: Scale, results: Results, size: str, values: str, pattern: str) -> dict[int, float]:
+    """Seed -> test perplexity of a pattern by the paper's method, or dense."""
+    return perplexities(scale, results, values, lambda seed, rate: MAKE[values](scale, size, pattern, seed, rate))
 
 
 def first_run(scale: Scale, results: Results, size: str, values: str, pattern: str) -> Result | None:
@@ -58,9 +49,7 @@ def over(one: dict[int, float], base: dict[int, float]) -> list[float]:
     return [one[seed] / base[seed] for seed in sorted(one.keys() & base.keys())]
 
 
-def degradations(
-    scale: Scale, results: Results, size: str, patterns: tuple[str, ...], in_trend: bool = False
-) -> list[Degradation]:
+def degradations(scale: Scale, results: Results, size: str, patterns: tuple[str, ...]) -> list[Degradation]:
     """Each pattern but the dense one against its own dense model, and BF16 against ternary."""
     rows = []
     for pattern in patterns:
@@ -68,8 +57,8 @@ def degradations(
             continue
         ratios = {
             values: over(
-                by_pattern(scale, results, size, values, pattern, in_trend),
-                by_pattern(scale, results, size, values, dense(pattern), in_trend),
+                by_pattern(scale, results, size, values, pattern),
+                by_pattern(scale, results, size, values, dense(pattern)),
             )
             for values in MAKE
         }

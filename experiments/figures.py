@@ -70,7 +70,7 @@ def degradation(scale: Scale, results: Results) -> Figure | None:
 
 
 def trend(scale: Scale, results: Results) -> Figure | None:
-    by_size = {size: degradations(scale, results, size, LARGER, in_trend=True) for size in scale.sizes}
+    by_size = {size: degradations(scale.of_trend(size), results, size, LARGER) for size in scale.sizes}
     if not any(any(row.ratios.values()) for rows in by_size.values() for row in rows):
         return None
     figure, panels = plt.subplots(1, len(LARGER) - 1, figsize=(7, 3), sharey=True)

@@ -27,14 +27,12 @@ def table_a(scale: Scale, results: Results) -> str:
 correction over the patterns of the table. The paper's column is for 0.5 B and 50 B tokens."""
 
 
-def degradation_table(
-    scale: Scale, results: Results, size: str, patterns: tuple[str, ...], in_trend: bool = False
-) -> str:
+def degradation_table(scale: Scale, results: Results, size: str, patterns: tuple[str, ...]) -> str:
     """A row a pattern: perplexities of both precisions, over dense, and the test of whether ternary loses less."""
-    rows = {row.pattern: row for row in degradations(scale, results, size, patterns, in_trend)}
+    rows = {row.pattern: row for row in degradations(scale, results, size, patterns)}
     lines = []
     for pattern in patterns:
-        seen = {values: by_pattern(scale, results, size, values, pattern, in_trend) for values in MAKE}
+        seen = {values: by_pattern(scale, results, size, values, pattern) for values in MAKE}
         told = [values_of(list(found.values()), 2) for found in seen.values()]
         lines.append([pattern, *told, *(_compared(rows[pattern]) if pattern in rows else ["1", "1", "", "", ""])])
     header = [

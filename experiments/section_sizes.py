@@ -25,12 +25,12 @@ by {scale.trend_batch} sequences a step, at rates of its own."""
     ]
     for size in scale.sizes:
         tokens = f"{scale.trend_tokens / SHAPES[size].weights:.2g}"
-        compared = degradation_table(scale, results, size, LARGER, in_trend=True)
+        compared = degradation_table(scale.of_trend(size), results, size, LARGER)
         parts.append(f"### {size}, {tokens} tokens a weight\n\n{compared}")
     header = ["over dense", *(f"{name} {pattern}" for pattern in LARGER[1:] for name in NAMES.values())]
     rows = []
     for size in scale.sizes:
-        each = {row.pattern: row for row in degradations(scale, results, size, LARGER, in_trend=True)}
+        each = {row.pattern: row for row in degradations(scale.of_trend(size), results, size, LARGER)}
         rows.append([size, *(values_of(each[pattern].ratios[values]) for pattern in LARGER[1:] for values in MAKE)])
     return "\n\n".join([*parts, f"### The trend\n\n{table(header, rows)}"])
 

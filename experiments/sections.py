@@ -95,15 +95,16 @@ every precision and pattern alike; "over dense" divides by the dense model of th
 
 def learning_rates(scale: Scale, results: Results) -> str:
     rows = []
-    for trend_of in (None, *scale.sizes):
+    of_trends = [(f"trend, {size}", scale.of_trend(size)) for size in scale.sizes]
+    for told, one in ((f"all others, {scale.sizes[0]}", scale), *of_trends):
         for values, name in NAMES.items():
-            chosen = chosen_rate(scale, results, values, trend_of)
-            for rate in swept_rates(scale, results, values, trend_of):
-                found = [results.perplexity(run, "valid") for run in swept(scale, values, rate, trend_of)]
-                loss = swept_loss(scale, results, values, rate, trend_of)
+            chosen = chosen_rate(one, results, values)
+            for rate in swept_rates(one, results, values):
+                found = [results.perplexity(run, "valid") for run in swept(one, values, rate)]
+                loss = swept_loss(one, results, values, rate)
                 rows.append(
                     [
-                        f"trend, {trend_of}" if trend_of else f"all others, {scale.sizes[0]}",
+                        told,
                         name,
                         f"{rate:g}",
                         *(NOT_YET if perplexity is None else f"{perplexity:.2f}" for perplexity in found),

@@ -109,7 +109,9 @@ class Scale:
     tokens_a_weight  of each size. The paper trained 0.5 B parameters on about 50 B tokens, 100 a parameter
     trend_tokens     of every size alike, where degradations are compared over sizes
     trend_batch      sequences a step there: fewer, as few tokens would make few steps
-    rates            learning rates of the first round of the sweep, for the smallest size
+    rates            learning rates of the first round of the sweep, as of the smallest size
+    swept_size       the size that they are swept at; None for the smallest
+    tokens_of_each   of every size alike, instead of so many a weight
     """
 
     sizes: tuple[str, ...]
@@ -122,9 +124,15 @@ class Scale:
     batch: int = 512
     warmup_steps: int = 100
     sweep_seed: int = 100  # of no other run: no table holds a run that a rate was chosen by
+    swept_size: str | None = None
+    tokens_of_each: int | None = None
+
+    def of_trend(self, size: str) -> Scale:
+        """The scale of runs of `size` where degradations are compared over sizes: it has rates of its own."""
+        return replace(self, swept_size=size, tokens_of_each=self.trend_tokens, batch=self.trend_batch)
 
     def tokens(self, size: str) -> int:
-        return int(self.tokens_a_weight[self.sizes.index(size)] * SHAPES[size].weights)
+        return self.tokens_of_each or int(self.tokens_a_weight[self.sizes.index(size)] * SHAPES[size].weights)
 
 
 PAPER = Scale(("1.8m", "4.8m", "21m"), (100, 100, 15), (0, 1, 2), (2e-3, 4e-3, 8e-3))
@@ -157,11 +165,6 @@ def turning_sparse(scale: Scale, size: str, pattern: str, seed: int, rate: float
     return replace(ternary(scale, size, pattern, seed, rate), dense_until=at)
 
 
-def of_trend(scale: Scale, run: Run) -> Run:
-    """The same for as many tokens as all sizes get, where degradations are compared over sizes."""
-    return replace(run, tokens=scale.trend_tokens, batch=scale.trend_batch, zero_shot=False)
-
-
 def dense(pattern: str) -> str:
     """`6:8` -> `8:8`."""
     m = NMPattern.parse(pattern).m
@@ -179,5 +182,5 @@ def _run(scale: Scale, size: str, recipe: Recipe, seed: int, rate: float) -> Run
         sequence=scale.sequence,
         batch=scale.batch,
         warmup_steps=scale.warmup_steps,
-        zero_shot=size == scale.sizes[-1],
+        zero_shot=size == scale.sizes[-1] and scale.tokens_of_each is None,
     )

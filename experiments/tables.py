@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import product
 
 from experiments.results import Results
-from experiments.settings import Run, Scale, full_precision, of_trend, sign, ternary, turning_sparse
+from experiments.settings import Run, Scale, full_precision, sign, ternary, turning_sparse
 
 PATTERNS = ("8:8", "7:8", "6:8", "5:8", "4:8", "3:8", "2:8")
 SWEPT = ("8:8", "6:8")
@@ -29,25 +29,24 @@ MAKE = {"full": full_precision, "ternary": ternary}
 
 
 def sweep(scale: Scale, results: Results) -> list[Run]:
-    """Learning rates for each precision at the smallest size, dense and 6:8, one seed that no other table uses."""
-    return _sweep(scale, results, None)
+    """Learning rates for each precision at one size, dense and 6:8, one seed that no other table uses."""
+    rates = {values: swept_rates(scale, results, values) for values in MAKE}
+    return [run for values in MAKE for rate in rates[values] for run in swept(scale, values, rate)]
 
 
 def trend_sweep(scale: Scale, results: Results) -> list[Run]:
     """The same for the trend, at every size."""
-    return [run for size in scale.sizes for run in _sweep(scale, results, size)]
+    return [run for size in scale.sizes for run in sweep(scale.of_trend(size), results)]
 
 
-def swept_rates(scale: Scale, results: Results, values: str, trend_of: str | None = None) -> list[float]:
+def swept_rates(scale: Scale, results: Results, values: str) -> list[float]:
     """The learning rates of the sweep so far, as of the smallest size.
 
     Each precision gets the rates of the scale. Where the best of them is the lowest or the highest so far, it gets the
     next, half or twice as large, until the best one lies between two others.
-
-    trend_of  the size whose trend they are for; None for those of all other tables
     """
     rates = sorted(scale.rates)
-    while (best := _best_rate(scale, results, values, rates, trend_of)) is not None:
+    while (best := _best_rate(scale, results, values, rates)) is not None:
         if best == rates[0] and best / 2 >= NARROWEST:
             rates.insert(0, best / 2)
         elif best == rates[-1] and best * 2 <= WIDEST:
@@ -57,21 +56,20 @@ def swept_rates(scale: Scale, results: Results, values: str, trend_of: str | Non
     return rates
 
 
-def chosen_rate(scale: Scale, results: Results, values: str, trend_of: str | None = None) -> float | None:
+def chosen_rate(scale: Scale, results: Results, values: str) -> float | None:
     """The rate with the lowest validation loss, mean of dense and 6:8; None while the sweep is not done."""
-    return _best_rate(scale, results, values, swept_rates(scale, results, values, trend_of), trend_of)
+    return _best_rate(scale, results, values, swept_rates(scale, results, values))
 
 
-def swept(scale: Scale, values: str, rate: float, trend_of: str | None = None) -> list[Run]:
+def swept(scale: Scale, values: str, rate: float) -> list[Run]:
     """The runs that a rate is judged by, one a pattern of SWEPT."""
-    size = trend_of or scale.sizes[0]
-    runs = [MAKE[values](scale, size, pattern, scale.sweep_seed, rate) for pattern in SWEPT]
-    return [of_trend(scale, run) for run in runs] if trend_of else runs
+    size = scale.swept_size or scale.sizes[0]
+    return [MAKE[values](scale, size, pattern, scale.sweep_seed, rate) for pattern in SWEPT]
 
 
-def swept_loss(scale: Scale, results: Results, values: str, rate: float, trend_of: str | None = None) -> float | None:
+def swept_loss(scale: Scale, results: Results, values: str, rate: float) -> float | None:
     """Validation loss, mean of the patterns that are swept; None where one is not run yet."""
-    found = [results.perplexity(run, "valid") for run in swept(scale, values, rate, trend_of)]
+    found = [results.perplexity(run, "valid") for run in swept(scale, values, rate)]
     known = [perplexity for perplexity in found if perplexity is not None]
     return sum(map(math.log, known)) / len(known) if len(known) == len(found) else None
 
@@ -86,8 +84,11 @@ def trend(scale: Scale, results: Results) -> list[Run]:
 
     A seed at all of them before the next seed, so that a trend is seen early.
     """
-    sizes = product(scale.seeds, scale.sizes)
-    return [of_trend(scale, run) for seed, size in sizes for run in _both(scale, results, size, LARGER, (seed,), size)]
+    return [
+        run
+        for seed, size in product(scale.seeds, scale.sizes)
+        for run in _both(scale.of_trend(size), results, size, LARGER, (seed,))
+    ]
 
 
 def larger(scale: Scale, results: Results) -> list[Run]:
@@ -139,10 +140,9 @@ def _both(
     size: str,
     patterns: tuple[str, ...],
     seeds: tuple[int, ...],
-    trend_of: str | None = None,
 ) -> list[Run]:
     """A whole seed before the next, so that what is cut short is still a table."""
-    rates = {values: chosen_rate(scale, results, values, trend_of) for values in MAKE}
+    rates = {values: chosen_rate(scale, results, values) for values in MAKE}
     return [
         MAKE[values](scale, size, pattern, seed, rate)
         for seed, values, pattern in product(seeds, MAKE, patterns)
@@ -150,13 +150,8 @@ def _both(
     ]
 
 
-def _sweep(scale: Scale, results: Results, trend_of: str | None) -> list[Run]:
-    rates = {values: swept_rates(scale, results, values, trend_of) for values in MAKE}
-    return [run for values in MAKE for rate in rates[values] for run in swept(scale, values, rate, trend_of)]
-
-
-def _best_rate(scale: Scale, results: Results, values: str, rates: list[float], trend_of: str | None) -> float | None:
-    losses = {rate: swept_loss(scale, results, values, rate, trend_of) for rate in rates}
+def _best_rate(scale: Scale, results: Results, values: str, rates: list[float]) -> float | None:
+    losses = {rate: swept_loss(scale, results, values, rate) for rate in rates}
     if not losses or None in losses.values():
         return None
     return min(losses, key=lambda rate: losses[rate])  # type: ignore[arg-type, return-value]

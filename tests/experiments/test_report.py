@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import exp
 from pathlib import Path
 from statistics import fmean
@@ -13,7 +14,7 @@ from experiments.degradation import degradations, first_run
 from experiments.figures import draw_figures
 from experiments.report import report_text
 from experiments.results import Results
-from experiments.settings import PAPER, TOY, Scale, full_precision, of_trend, ternary
+from experiments.settings import PAPER, TOY, Scale, full_precision, ternary
 from experiments.tables import LARGER, PATTERNS, chosen_rate
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -36,13 +37,14 @@ def test_without_results_it_says_so(tmp_path: Path) -> None:
 
 def test_ratios_are_over_the_dense_model_of_the_same_seed(micro: Scale, trained: Results) -> None:
     text = report_text(micro, trained, {})
-    for patterns, in_trend in ((PATTERNS, False), (LARGER, True)):
-        for row in degradations(micro, trained, "toy", patterns, in_trend):
+    in_trend = {"tokens": micro.trend_tokens, "batch": micro.trend_batch, "zero_shot": False}
+    for scale, patterns, change in ((micro, PATTERNS, {}), (micro.of_trend("toy"), LARGER, in_trend)):
+        for row in degradations(scale, trained, "toy", patterns):
             for values, make in (("full", full_precision), ("ternary", ternary)):
-                rate = chosen_rate(micro, trained, values, "toy" if in_trend else None)
+                rate = chosen_rate(scale, trained, values)
                 assert rate is not None
                 runs = [[make(micro, "toy", one, seed, rate) for one in (row.pattern, "8:8")] for seed in micro.seeds]
-                asked = [[of_trend(micro, run) for run in pair] if in_trend else pair for pair in runs]
+                asked = [[replace(run, **change) for run in pair] for pair in runs]
                 found = [[trained.found[run.key]["perplexity"]["test"] for run in pair] for pair in asked]
                 each = [sparse / base for sparse, base in found]
                 assert row.ratios[values] == pytest.approx(each)

@@ -78,7 +78,7 @@ def test_each_size_of_the_trend_has_rates_of_its_own(tmp_path: Path) -> None:
     assert len(asked) == 3 * 3 * 2 * 3
     assert {run.size: run.learning_rate for run in asked} == pytest.approx({"1.8m": 2e-3, "4.8m": 1.5e-3, "21m": 2e-3})
     assert len({(run.size, run.learning_rate) for run in asked}) == 3
-    assert chosen_rate(PAPER, results, "full", "21m") == 4e-3  # told as of the smallest size
+    assert chosen_rate(PAPER.of_trend("21m"), results, "full") == 4e-3  # told as of the smallest size
     assert {(run.tokens, run.batch, run.zero_shot) for run in asked} == {(PAPER.trend_tokens, 128, False)}
     assert not {run.key for run in asked} & {run.key for run in missing(PAPER, results, ["claim", "larger"])}
     sizes = [run.size for run in asked if run.seed == 0]
