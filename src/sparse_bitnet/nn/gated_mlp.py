@@ -19,9 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from sparse_bitnet.kernels.quantize_lifted import halves, quantize_gated
+from sparse_bitnet.kernels.quantize_lifted import gated, quantize_gated
 from sparse_bitnet.kernels.quantize_planes import quantize_gated_planes
 from sparse_bitnet.kernels.tracing import is_traced_with_few_tokens
 from sparse_bitnet.nn.choosing import NEVER, Choice, Times, grouped, microseconds_of_a_layer
@@ -130,8 +129,7 @@ def _choose(down: PackedLinear, weights: Sequence[FastWeight], tokens: Sequence[
 
 def ways_of(gate_and_up: Tensor) -> dict[str, Callable[[FastWeight], Tensor]]:
     """What there is to choose from for gate and up [T, 2 I], given down's weight."""
-    gate, up = halves(gate_and_up)
-    ways = (lambda down: finish_sparse(gate_and_up, down)), (lambda down: down(F.silu(gate) * up))
+    ways = (lambda down: finish_sparse(gate_and_up, down)), (lambda down: down(gated(gate_and_up)))
     return dict(zip(WAYS, ways, strict=True))
 
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from sparse_bitnet.kernels.quantize_lifted import Norm, quantize_normed
 from sparse_bitnet.kernels.tracing import is_traced_with_few_tokens
 from sparse_bitnet.nn.fast_weight import FastWeight
-from sparse_bitnet.nn.packed_linear import PackedLinear
 from sparse_bitnet.nn.shared_inputs import JointProduct, Share
 from sparse_bitnet.numerics.norm import rms_norm
 
@@ -68,23 +67,27 @@ class QuantizingNorm(nn.Module):
         """Of its readers, for as long as they compute as `accelerate` made them."""
         if self.reader is None:
             return None
-        block, (parent, child) = self.reader
-        fast = getattr(getattr(getattr(block, parent), child), "fast", None)
-        return fast.joint if isinstance(fast, Share) else None
+        return _joint(*self.reader)
 
 
 def quantize_in_norms(model: nn.Module) -> None:
     """Have the norms of an accelerated `model` that stand before joint products quantise for them."""
     for block in list(model.modules()):
         for name, *reader in READERS:
-            norm, layer = getattr(block, name, None), block
-            for child in reader:
-                layer = getattr(layer, child, None)
-            if isinstance(layer, PackedLinear) and isinstance(layer.fast, Share):
-                if isinstance(norm, QuantizingNorm):
-                    norm.reader = block, tuple(reader)
-                elif is_rms_norm(norm):
-                    setattr(block, name, QuantizingNorm(norm, block, *reader))
+            norm = getattr(block, name, None)
+            if norm is None or _joint(block, tuple(reader)) is None:
+                continue
+            if isinstance(norm, QuantizingNorm):
+                norm.reader = block, tuple(reader)
+            elif is_rms_norm(norm):
+                setattr(block, name, QuantizingNorm(norm, block, *reader))
+
+
+def _joint(block: nn.Module, names: tuple[str, ...]) -> JointProduct | None:
+    """Of the layer of that name in `block`, if there is one that has a joint product."""
+    parent, child = names
+    fast = getattr(getattr(getattr(block, parent, None), child, None), "fast", None)
+    return fast.joint if isinstance(fast, Share) else None
 
 
 def is_rms_norm(module: Any) -> bool:
