@@ -104,5 +104,6 @@ def test_the_notebook_runs_and_says_what_it_says_on_the_page() -> None:
             assert _text(before) == _text(after)
 
 
-def _text(cell: nbformat.NotebookNode) -> list[str]:
-    return [output["text"] for output in cell.get("outputs", ()) if output.output_type == "stream"]
+def _text(cell: nbformat.NotebookNode) -> str:
+    """What a cell printed: a kernel may deliver it in several pieces, by the clock."""
+    return "".join(output["text"] for output in cell.get("outputs", ()) if output.output_type == "stream")
