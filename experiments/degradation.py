@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from experiments.results import Result, Results
-from experiments.settings import Run, Scale, dense
+from experiments.settings import Run, Scale, dense, ternary, turning_sparse
 from experiments.statistics import Comparison, compare, holm
-from experiments.tables import MAKE, chosen_rate
+from experiments.tables import ABLATIONS, DENSE, MAKE, TURNS, chosen_rate
 
 Ask = Callable[[int, float], Run]  # seed, rate -> run
 
@@ -20,6 +20,17 @@ class Degradation:
     pattern: str
     ratios: dict[str, list[float]]
     comparison: Comparison | None
+    p: float | None
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One choice of the method changed: perplexities by seed, over those of the method; p that it is not worse, after
+    Holm. Neither for the method itself."""
+
+    name: str
+    perplexities: list[float]
+    ratios: list[float]
     p: float | None
 
 
@@ -42,6 +53,15 @@ def first_run(scale: Scale, results: Results, size: str, values: str, pattern: s
     rate = chosen_rate(scale, results, values)
     found = None if rate is None else results.of(MAKE[values](scale, size, pattern, scale.seeds[0], rate))
     return None if found is None or found["diverged_at"] is not None else found
+
+
+def natural_zeros(scale: Scale, results: Results) -> list[float]:
+    """Share of zeros among the weights of trained ternary models without a mask, by seed, at the smallest size."""
+    rate = chosen_rate(scale, results, "ternary")
+    if rate is None:
+        return []
+    runs = [ternary(scale, scale.sizes[0], DENSE, seed, rate) for seed in scale.seeds]
+    return [found["readings"][-1]["zeros"] for run in runs if (found := results.of(run)) is not None]
 
 
 def over(one: dict[int, float], base: dict[int, float]) -> list[float]:
@@ -67,4 +87,26 @@ def degradations(scale: Scale, results: Results, size: str, patterns: tuple[str,
     return [
         Degradation(pattern, ratios, comparison, None if comparison is None else next(adjusted))
         for pattern, ratios, comparison in rows
+    ]
+
+
+def ablations(scale: Scale, results: Results, pattern: str) -> list[Ablation]:
+    """The method of the paper first, then each change of it, ternary, at the smallest size."""
+    size = scale.sizes[0]
+
+    def changed(change: dict[str, str]) -> Ask:
+        return lambda seed, rate: ternary(scale, size, pattern, seed, rate, **change)
+
+    def turned(at: float) -> Ask:
+        return lambda seed, rate: turning_sparse(scale, size, pattern, seed, rate, at)
+
+    asked = {name: changed(change) for name, change in ABLATIONS.items()}
+    asked |= {f"dense until {100 * at:.0f} %": turned(at) for at in TURNS}
+    found = {name: perplexities(scale, results, "ternary", ask) for name, ask in asked.items()}
+    method, *changes = found
+    tests = {name: compare(list(found[name].values()), list(found[method].values())) for name in changes}
+    known = {name: test.p for name, test in tests.items() if test is not None}
+    adjusted = dict(zip(known, holm(list(known.values())), strict=True))
+    return [
+        Ablation(name, list(one.values()), over(one, found[method]), adjusted.get(name)) for name, one in found.items()
     ]

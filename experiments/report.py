@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from experiments import section_choices, section_claim, section_sizes, sections
+from experiments import section_choices, section_claim, section_sizes, section_verdict, sections
 from experiments.results import Results
 from experiments.settings import PAPER, TOY, Scale
 from sparse_bitnet.checkpoint.directory import write_text
@@ -24,7 +24,7 @@ def report_text(scale: Scale, results: Results, figures: dict[str, str]) -> str:
     """The report; `figures` holds the file of each figure that could be drawn."""
     parts = [
         sections.heading(scale, results),
-        sections.in_short(scale, results),
+        section_verdict.in_short(scale, results),
         sections.method(scale, results),
         sections.learning_rates(scale, results),
         section_claim.table_a(scale, results),

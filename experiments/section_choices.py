@@ -4,44 +4,27 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from experiments import frontier
-from experiments.degradation import by_pattern, over, perplexities
+from experiments import frontier, paper
+from experiments.degradation import ablations
 from experiments.results import Results
-from experiments.settings import Scale, ternary, turning_sparse
-from experiments.statistics import compare, holm
-from experiments.tables import (
-    ABLATED,
-    ABLATIONS,
-    TURNS,
-)  # fmt: skip
+from experiments.settings import Scale
+from experiments.statistics import compare
+from experiments.tables import ABLATED
 from experiments.wording import NOT_YET, p_value, table, values_of
-
-PAPER_ABLATIONS = {
-    "mask from the quantised weights": 32.23 / 26.31, "dense until 25 %": 27.48 / 26.31,
-    "dense until 50 %": 27.39 / 26.31, "dense until 75 %": 26.71 / 26.31,
-}  # fmt: skip
-"""arXiv 2603.05168, 0.5 B at 6:8: perplexity over that of the method."""
 
 
 def table_b(scale: Scale, results: Results) -> str:
-    size, parts = scale.sizes[0], [f"## Table B: ablations, ternary, {scale.sizes[0]}"]
+    parts = [f"## Table B: ablations, ternary, {scale.sizes[0]}"]
     for pattern in ABLATED:
-        base = by_pattern(scale, results, size, "ternary", pattern)
-        asked = {name: _ablated(scale, results, pattern, change) for name, change in ABLATIONS.items()}
-        asked |= {f"dense until {100 * at:.0f} %": _turned(scale, results, pattern, at) for at in TURNS}
-        tests = {name: compare(list(found.values()), list(base.values())) for name, found in asked.items()}
-        tests.pop(next(iter(ABLATIONS)))
-        known = {name: test for name, test in tests.items() if test is not None}
-        adjusted = dict(zip(known, holm([test.p for test in known.values()]), strict=True))
         rows = []
-        for name, found in asked.items():
-            published = PAPER_ABLATIONS.get(name) if pattern == "6:8" else None
+        for one in ablations(scale, results, pattern):
+            published = paper.ABLATIONS.get(one.name) if pattern == paper.PATTERN else None
             rows.append(
                 [
-                    name,
-                    values_of(list(found.values()), 2),
-                    values_of(over(found, base)),
-                    p_value(adjusted.get(name)),
+                    one.name,
+                    values_of(one.perplexities, 2),
+                    values_of(one.ratios),
+                    p_value(one.p),
                     "" if published is None else f"{published:.3f}",
                 ]
             )
@@ -75,18 +58,6 @@ frontier is what nothing of as few bits, as stored or at least, beats in mean pe
 {table(["values, pattern", "stored bits", "least bits", "perplexity", "frontier"], rows)}
 
 {_sherry(scale, points)}"""
-
-
-def _ablated(scale: Scale, results: Results, pattern: str, change: dict[str, str]) -> dict[int, float]:
-    return perplexities(
-        scale, results, "ternary", lambda seed, rate: ternary(scale, scale.sizes[0], pattern, seed, rate, **change)
-    )
-
-
-def _turned(scale: Scale, results: Results, pattern: str, at: float) -> dict[int, float]:
-    return perplexities(
-        scale, results, "ternary", lambda seed, rate: turning_sparse(scale, scale.sizes[0], pattern, seed, rate, at)
-    )
 
 
 def _sherry(scale: Scale, points: list[frontier.Point]) -> str:

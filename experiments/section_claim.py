@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from experiments import paper
 from experiments.degradation import Degradation, by_pattern, degradations
 from experiments.results import Results
 from experiments.settings import Scale
 from experiments.statistics import interval
 from experiments.tables import MAKE, PATTERNS
 from experiments.wording import p_value, table, values_of
-
-PAPER_TABLE = {
-    "7:8": (1.02, 1.01), "6:8": (1.05, 1.01), "5:8": (1.07, 1.03), "4:8": (1.19, 1.06), "3:8": (1.31, 1.15),
-    "2:8": (1.45, 1.27),
-}  # fmt: skip
-"""arXiv 2603.05168, 0.5 B: perplexity over dense, BF16 and ternary."""
 
 
 def table_a(scale: Scale, results: Results) -> str:
@@ -43,7 +38,7 @@ def degradation_table(scale: Scale, results: Results, size: str, patterns: tuple
 
 def _compared(row: Degradation) -> list[str]:
     told = [_with_interval(row.ratios[values]) for values in MAKE]
-    published = " / ".join(f"{value:.2f}" for value in PAPER_TABLE[row.pattern])
+    published = " / ".join(f"{value:.2f}" for value in paper.DEGRADATIONS[row.pattern])
     if row.comparison is None:
         return [*told, "", "", published]
     one = row.comparison

@@ -7,12 +7,11 @@ import math
 from experiments.degradation import degradations, first_run
 from experiments.results import Result, Results
 from experiments.section_claim import degradation_table
-from experiments.settings import SHAPES, Scale, dense
+from experiments.settings import SHAPES, Scale
 from experiments.statistics import mean
-from experiments.tables import LARGER, MAKE
+from experiments.tables import DENSE, LARGER, MAKE
 from experiments.wording import NAMES, NOT_YET, table, values_of
 
-DENSE = dense(LARGER[0])
 LAST_POINTS = 3  # of the curve of the training loss, each a mean over about a hundredth of the steps
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from experiments.degradation import by_pattern, degradations
+from experiments.degradation import by_pattern
 from experiments.results import Results
+from experiments.section_verdict import seeds_to_tell
 from experiments.settings import SHAPES, Scale
 from experiments.tables import (
+    DENSE,
     MAKE,
-    PATTERNS,
     SWEPT,
     TABLES,
     chosen_rate,
@@ -16,9 +17,7 @@ from experiments.tables import (
     swept_loss,
     swept_rates,
 )  # fmt: skip
-from experiments.wording import NAMES, NOT_YET, table, values_of
-
-LEVEL = 0.05
+from experiments.wording import NAMES, NOT_YET, table
 
 
 def heading(scale: Scale, results: Results) -> str:
@@ -35,35 +34,6 @@ def heading(scale: Scale, results: Results) -> str:
 The tables of arXiv 2603.05168, re-run at a scale that one GPU has done in minutes, with seeds and intervals. Made by
 `python -m experiments.report` from `experiments/results/runs/`; nothing here is typed. {made} Of the runs that the
 tables ask for as far as is known now, {left} are missing.{more}"""
-
-
-def in_short(scale: Scale, results: Results) -> str:
-    size = scale.sizes[0]
-    rows = [row for row in degradations(scale, results, size, PATTERNS) if row.comparison is not None]
-    if not rows:
-        return f"## In short\n\nTable A is {NOT_YET}."
-    told = []
-    for row in rows:
-        assert row.comparison is not None and row.p is not None
-        if row.p < LEVEL:
-            verdict = "smaller for ternary"
-        elif row.comparison.high < 1:
-            verdict = "larger for ternary"
-        else:
-            verdict = "no difference can be told"
-        told.append([row.pattern, *(values_of(row.ratios[values]) for values in MAKE), verdict])
-    yes = [row[0] for row in told if row[-1].startswith("smaller")]
-    no = [row[0] for row in told if row[-1].startswith("larger")]
-    claim = f"The degradation by sparsity is smaller for ternary weights at {', '.join(yes) or 'no pattern'}"
-    claim += f" and larger at {', '.join(no)}" if no else ""
-    seeds = min(len(row.ratios[values]) for row in rows for values in MAKE)
-    return f"""## In short
-
-{claim}, of {len(rows)} patterns at {size} weights and {scale.tokens_a_weight[0]:g} tokens a weight (at least {seeds}
-seeds). Smaller: one-sided Welch test of the logarithms, p below {LEVEL} after Holm's correction; larger: the 95 %
-interval of the ratio lies below 1, not corrected.
-
-{table(["perplexity over dense", "BF16", "ternary", "degradation"], told)}"""
 
 
 def method(scale: Scale, results: Results) -> str:
@@ -139,11 +109,12 @@ def figures(drawn: dict[str, str]) -> str:
 
 def limits(scale: Scale, results: Results) -> str:
     small, tokens = scale.sizes[0], sorted(map(scale.tokens, scale.sizes))
-    seen = [value for values in MAKE for value in by_pattern(scale, results, small, values, "8:8").values()]
+    seen = [value for values in MAKE for value in by_pattern(scale, results, small, values, DENSE).values()]
     reached = f"{min(seen):.0f} to {max(seen):.0f}" if seen else NOT_YET
     times = f"{results.passes(tokens[0])} to {results.passes(tokens[-1])} times"
-    return f"""## What this cannot tell
+    return f"""## What this cannot tell, and what it would take
 
+{seeds_to_tell(scale, results)}
 * Novels of one language stand for RefineWeb, and {tokens[0] / 1e6:.0f} M to {tokens[-1] / 1e6:.0f} M tokens of training
   for 50 B. Runs read the text {times}, which may favour sparse models, as they learn less of it by heart; those of the
   trend over sizes read it {results.passes(scale.trend_tokens)} times.

@@ -9,10 +9,11 @@ from itertools import product
 from experiments.results import Results
 from experiments.settings import Run, Scale, full_precision, sign, ternary, turning_sparse
 
-PATTERNS = ("8:8", "7:8", "6:8", "5:8", "4:8", "3:8", "2:8")
-SWEPT = ("8:8", "6:8")
+DENSE = "8:8"
+PATTERNS = (DENSE, "7:8", "6:8", "5:8", "4:8", "3:8", "2:8")
+SWEPT = (DENSE, "6:8")
 ABLATED = ("6:8", "4:8")
-LARGER = ("8:8", "6:8", "4:8")
+LARGER = (DENSE, "6:8", "4:8")
 ABLATIONS: dict[str, dict[str, str]] = {
     "the paper's method": {},
     "mask from the quantised weights": {"mask_from": "quantized"},

@@ -310,3 +310,12 @@ def test_the_degradations_of_the_readme_are_those_of_the_report() -> None:
     told = README.split("## Does the paper hold?")[1].split("\n\n")[2]
     assert told.startswith("| perplexity over dense |")
     assert told in report
+    for claim, there, verdict in (
+        ("6:8 costs BF16", "1.05", "less than there"),
+        ("4:8 costs BF16", "1.19", "less than there"),
+        ("6:8 costs ternary", "1.01", "as there"),
+        ("4:8 costs ternary", "1.06", "as there"),
+    ):
+        assert re.search(rf"^\| {claim} \| {there} \| .* \| {verdict} \|$", report, re.MULTILINE), claim
+    changes = re.findall(r"^\| .* is worse \|.*\| (.*) \|$", report, re.MULTILINE)
+    assert len(changes) == 6 and all(verdict.startswith("no difference can be told") for verdict in changes)

@@ -7,7 +7,7 @@ from itertools import combinations, product
 
 import pytest
 
-from experiments.statistics import codes_bits, compare, holm, interval, mean
+from experiments.statistics import codes_bits, compare, holm, interval, mean, seeds_that_tell
 
 
 def test_mean_and_deviation() -> None:
@@ -50,3 +50,14 @@ def test_the_least_bits_count_the_groups(n: int, m: int) -> None:
         assert codes_bits(n, m, "ternary") == pytest.approx(math.log2(ternary) / m)
     assert codes_bits(n, m, "sign") == pytest.approx((math.log2(len(list(combinations(range(m), n)))) + n) / m)
     assert codes_bits(3, 4, "sign") == 1.25
+
+
+@pytest.mark.parametrize(("difference", "seeds"), [(0.2, 310), (0.5, 51), (0.8, 21), (1.0, 14)])
+def test_seeds_that_tell_a_difference(difference: float, seeds: int) -> None:
+    """One-sided at 0.05, power 0.8, differences in deviations: what G*Power tells."""
+    smaller = [math.exp(x / 100) for x in (-1, 0, 1)]
+    larger = [math.exp(difference / 100) * value for value in smaller]
+    assert seeds_that_tell(larger, smaller, 0.05) == seeds
+    assert seeds_that_tell(larger, smaller, 0.01) > seeds
+    assert seeds_that_tell(smaller, larger, 0.05) is None
+    assert seeds_that_tell(larger[:1], smaller, 0.05) is None
