@@ -1,16 +1,20 @@
-"""What the tables ask of the results: perplexities by seed, and how much worse a pattern is than the dense model."""
+"""What the tables ask of the results: perplexities by seed, what a pattern or a change costs, and verdicts on it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import isfinite, isinf, nan
 
 from experiments.results import Result, Results
-from experiments.settings import Run, Scale, dense, ternary, turning_sparse
-from experiments.statistics import Comparison, compare, holm
-from experiments.tables import ABLATIONS, DENSE, MAKE, TURNS, chosen_rate
+from experiments.settings import Scale, dense, ternary
+from experiments.statistics import LEVEL, Comparison, compare, holm
+from experiments.tables import DENSE, MAKE, Ask, changes, chosen_rate
+from experiments.wording import NOT_YET
 
-Ask = Callable[[int, float], Run]  # seed, rate -> run
+LESS, MORE, UNTOLD = "smaller for ternary", "larger for ternary", "no difference can be told"
+WORSE, BETTER = "worse", "better"
+DIVERGED = "a run diverged"
 
 
 @dataclass(frozen=True)
@@ -22,16 +26,25 @@ class Degradation:
     comparison: Comparison | None
     p: float | None
 
+    @property
+    def verdict(self) -> str:
+        """Whether sparsity costs ternary less, by Welch's test after Holm, or more, by the 95 % interval."""
+        return _verdict(self.ratios.values(), self.comparison, self.p, LESS, MORE)
+
 
 @dataclass(frozen=True)
 class Ablation:
-    """One choice of the method changed: perplexities by seed, over those of the method; p that it is not worse, after
-    Holm. Neither for the method itself."""
+    """One choice of the method changed: perplexities by seed, how they compare with the method's; p after Holm."""
 
     name: str
     perplexities: list[float]
-    ratios: list[float]
+    comparison: Comparison | None
     p: float | None
+
+    @property
+    def verdict(self) -> str:
+        """Whether it is worse, by Welch's test after Holm, or better, by the 95 % interval."""
+        return _verdict([self.perplexities], self.comparison, self.p, WORSE, BETTER)
 
 
 def perplexities(scale: Scale, results: Results, values: str, ask: Ask) -> dict[int, float]:
@@ -60,13 +73,13 @@ def natural_zeros(scale: Scale, results: Results) -> list[float]:
     rate = chosen_rate(scale, results, "ternary")
     if rate is None:
         return []
-    runs = [ternary(scale, scale.sizes[0], DENSE, seed, rate) for seed in scale.seeds]
-    return [found["readings"][-1]["zeros"] for run in runs if (found := results.of(run)) is not None]
+    found = [results.of(ternary(scale, scale.sizes[0], DENSE, seed, rate)) for seed in scale.seeds]
+    return [result["readings"][-1]["zeros"] for result in found if result and result["diverged_at"] is None]
 
 
 def over(one: dict[int, float], base: dict[int, float]) -> list[float]:
-    """`one` over `base`, of the seeds that both have."""
-    return [one[seed] / base[seed] for seed in sorted(one.keys() & base.keys())]
+    """`one` over `base`, of the seeds that both have; infinite or no number where one of them diverged."""
+    return [nan if isinf(base[seed]) else one[seed] / base[seed] for seed in sorted(one.keys() & base.keys())]
 
 
 def degradations(scale: Scale, results: Results, size: str, patterns: tuple[str, ...]) -> list[Degradation]:
@@ -83,30 +96,38 @@ def degradations(scale: Scale, results: Results, size: str, patterns: tuple[str,
             for values in MAKE
         }
         rows.append((pattern, ratios, compare(ratios["full"], ratios["ternary"])))
-    adjusted = iter(holm([comparison.p for _, _, comparison in rows if comparison is not None]))
-    return [
-        Degradation(pattern, ratios, comparison, None if comparison is None else next(adjusted))
-        for pattern, ratios, comparison in rows
-    ]
+    adjusted = _adjusted([comparison for _, _, comparison in rows])
+    return [Degradation(*row, p=p) for row, p in zip(rows, adjusted, strict=True)]
 
 
 def ablations(scale: Scale, results: Results, pattern: str) -> list[Ablation]:
-    """The method of the paper first, then each change of it, ternary, at the smallest size."""
-    size = scale.sizes[0]
-
-    def changed(change: dict[str, str]) -> Ask:
-        return lambda seed, rate: ternary(scale, size, pattern, seed, rate, **change)
-
-    def turned(at: float) -> Ask:
-        return lambda seed, rate: turning_sparse(scale, size, pattern, seed, rate, at)
-
-    asked = {name: changed(change) for name, change in ABLATIONS.items()}
-    asked |= {f"dense until {100 * at:.0f} %": turned(at) for at in TURNS}
-    found = {name: perplexities(scale, results, "ternary", ask) for name, ask in asked.items()}
-    method, *changes = found
-    tests = {name: compare(list(found[name].values()), list(found[method].values())) for name in changes}
-    known = {name: test.p for name, test in tests.items() if test is not None}
-    adjusted = dict(zip(known, holm(list(known.values())), strict=True))
+    """Each change of the method against it, ternary, at the smallest size; the method first, against nothing."""
+    found = {
+        name: list(perplexities(scale, results, "ternary", ask).values())
+        for name, ask in changes(scale, pattern).items()
+    }
+    method, *rest = found
+    comparisons = [compare(found[name], found[method]) for name in rest]
+    rows = zip(rest, comparisons, _adjusted(comparisons), strict=True)
     return [
-        Ablation(name, list(one.values()), over(one, found[method]), adjusted.get(name)) for name, one in found.items()
+        Ablation(method, found[method], None, None),
+        *(Ablation(name, found[name], comparison, p) for name, comparison, p in rows),
     ]
+
+
+def _adjusted(comparisons: list[Comparison | None]) -> list[float | None]:
+    """Their p after Holm's correction; None where there is nothing to compare."""
+    adjusted = iter(holm([one.p for one in comparisons if one is not None]))
+    return [None if one is None else next(adjusted) for one in comparisons]
+
+
+def _verdict(
+    found: Iterable[list[float]], comparison: Comparison | None, p: float | None, above: str, below: str
+) -> str:
+    if any(not isfinite(value) for values in found for value in values):
+        return DIVERGED
+    if comparison is None or p is None:
+        return NOT_YET
+    if p < LEVEL:
+        return above
+    return below if comparison.high < 1 else UNTOLD

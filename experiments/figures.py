@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import frontier
+from experiments import frontier, paper
 from experiments.degradation import degradations, first_run
 from experiments.results import Results
 from experiments.settings import Scale
@@ -27,7 +27,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "sparse-bitnet", "svg.fonttype": "path", "font.size": 9, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False, "figure.dpi": 110,
 }  # fmt: skip
-SHOWN = "6:8"  # the paper's main pattern
+SHOWN = paper.PATTERN
 
 
 def draw_figures(scale: Scale, results: Results, directory: Path) -> dict[str, str]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from operator import attrgetter
 from statistics import fmean
 
-from experiments.degradation import Ask, perplexities
+from experiments.degradation import perplexities
 from experiments.results import Results
-from experiments.settings import Scale, sign, ternary
+from experiments.settings import Scale
 from experiments.statistics import codes_bits
-from experiments.tables import MORE_TERNARY, PATTERNS, SIGNS
+from experiments.tables import FRONTIER, on_frontier
 from sparse_bitnet.formats import FORMATS, Format
 from sparse_bitnet.recipe import Recipe
 
@@ -36,18 +36,7 @@ least_bits = attrgetter("least_bits")
 
 def points(scale: Scale, results: Results) -> list[Point]:
     """Every recipe of Table C, the cheapest first; without perplexities where it is not run yet."""
-    size = scale.sizes[0]
-    found = []
-    for pattern, residual in SIGNS:
-        found.append(
-            _point(scale, results, Recipe(pattern, values="sign"), bool(residual),
-                   lambda seed, rate, p=pattern, r=residual: sign(scale, size, p, seed, rate, r))
-        )  # fmt: skip
-    for pattern in (*MORE_TERNARY, *PATTERNS):
-        found.append(
-            _point(scale, results, Recipe(pattern), False,
-                   lambda seed, rate, p=pattern: ternary(scale, size, p, seed, rate))
-        )  # fmt: skip
+    found = [_point(scale, results, *recipe) for recipe in FRONTIER]
     return sorted(found, key=lambda point: (point.stored_bits, point.least_bits))
 
 
@@ -65,9 +54,10 @@ def smallest_format(recipe: Recipe) -> Format:
     return min((one for one in FORMATS.values() if one.fits(recipe)), key=lambda one: one.bits)
 
 
-def _point(scale: Scale, results: Results, recipe: Recipe, residual: bool, ask: Ask) -> Point:
-    layout, pattern = smallest_format(recipe), recipe.pattern
-    seen = perplexities(scale, results, "ternary", ask)
-    name = f"{recipe.values} {pattern}{', residual' if residual else ''}"
-    least = codes_bits(pattern.n, pattern.m, recipe.values)
-    return Point(name, recipe.values, str(pattern), residual, layout.name, layout.bits, least, tuple(seen.values()))
+def _point(scale: Scale, results: Results, values: str, pattern: str, residual: float) -> Point:
+    recipe = Recipe.from_dict({"pattern": pattern, "values": values})
+    layout, n, m = smallest_format(recipe), recipe.pattern.n, recipe.pattern.m
+    seen = perplexities(scale, results, "ternary", on_frontier(scale, values, pattern, residual))
+    name = f"{values} {pattern}{', residual' if residual else ''}"
+    least = codes_bits(n, m, values)
+    return Point(name, values, pattern, bool(residual), layout.name, layout.bits, least, tuple(seen.values()))

@@ -12,9 +12,18 @@ from typing import Annotated
 
 import typer
 
-from experiments import section_choices, section_claim, section_sizes, section_verdict, sections
+from experiments import (
+    section_ablations,
+    section_claim,
+    section_frontier,
+    section_limits,
+    section_setup,
+    section_sizes,
+    section_verdict,
+)
 from experiments.results import Results
 from experiments.settings import PAPER, TOY, Scale
+from experiments.wording import NOT_YET
 from sparse_bitnet.checkpoint.directory import write_text
 
 HERE = Path("experiments")
@@ -23,20 +32,26 @@ HERE = Path("experiments")
 def report_text(scale: Scale, results: Results, figures: dict[str, str]) -> str:
     """The report; `figures` holds the file of each figure that could be drawn."""
     parts = [
-        sections.heading(scale, results),
+        section_setup.heading(scale, results),
         section_verdict.in_short(scale, results),
-        sections.method(scale, results),
-        sections.learning_rates(scale, results),
+        section_setup.method(scale, results),
+        section_setup.learning_rates(scale, results),
         section_claim.table_a(scale, results),
         section_sizes.over_sizes(scale, results),
         section_sizes.repeated_text(scale, results),
         section_sizes.zero_shot(scale, results),
-        section_choices.table_b(scale, results),
-        section_choices.table_c(scale, results),
-        sections.figures(figures),
-        sections.limits(scale, results),
+        section_ablations.table_b(scale, results),
+        section_frontier.table_c(scale, results),
+        _figures(figures),
+        section_limits.limits(scale, results),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _figures(drawn: dict[str, str]) -> str:
+    if not drawn:
+        return f"## Figures\n\n{NOT_YET[0].upper()}{NOT_YET[1:]}."
+    return "## Figures\n\n" + "\n\n".join(f"![{title}](figures/{file})\n\n{title}" for title, file in drawn.items())
 
 
 def write_report(

@@ -7,7 +7,7 @@ import math
 from experiments.degradation import degradations, first_run
 from experiments.results import Result, Results
 from experiments.section_claim import degradation_table
-from experiments.settings import SHAPES, Scale
+from experiments.settings import Scale
 from experiments.statistics import mean
 from experiments.tables import DENSE, LARGER, MAKE
 from experiments.wording import NAMES, NOT_YET, table, values_of
@@ -20,12 +20,13 @@ def over_sizes(scale: Scale, results: Results) -> str:
         f"""## Table A over sizes
 
 Every size on {scale.trend_tokens / 1e6:.3g} M tokens, {results.passes(scale.trend_tokens)} times through the text,
-by {scale.trend_batch} sequences a step, at rates of its own."""
+by {scale.trend_batch} sequences a step, at rates of its own. The larger a model, the fewer tokens each weight has: what
+changes from size to size may be due to either."""
     ]
     for size in scale.sizes:
-        tokens = f"{scale.trend_tokens / SHAPES[size].weights:.2g}"
-        compared = degradation_table(scale.of_trend(size), results, size, LARGER)
-        parts.append(f"### {size}, {tokens} tokens a weight\n\n{compared}")
+        trend = scale.of_trend(size)
+        compared = degradation_table(trend, results, size, LARGER)
+        parts.append(f"### {size}, {trend.tokens_each(size):.2g} tokens a weight\n\n{compared}")
     header = ["over dense", *(f"{name} {pattern}" for pattern in LARGER[1:] for name in NAMES.values())]
     rows = []
     for size in scale.sizes:
@@ -56,8 +57,9 @@ def repeated_text(scale: Scale, results: Results) -> str:
 
 Runs of seed {scale.seeds[0]} as long as the set-up says. Training perplexity is that of the last {LAST_POINTS} points
 of the curve of the loss, about a hundredth of the steps each, on text that was read before; test perplexity is on text
-that never was, by other authors. Where a mask raises the former and not the latter, what it takes may be room to learn
-by heart.
+that never was, by other authors. Where a mask raises the former and not the latter, it may take the room in which text
+is learnt by heart. Rates are those of the smallest size, narrowed by the width; a rate that does not suit a size may do
+the same.
 
 {table(header, rows)}"""
 

@@ -5,29 +5,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments import paper
-from experiments.degradation import Ablation, Degradation, ablations, degradations, natural_zeros
+from experiments.degradation import (
+    BETTER,
+    DIVERGED,
+    LESS,
+    MORE,
+    WORSE,
+    Ablation,
+    Degradation,
+    ablations,
+    degradations,
+    first_run,
+    natural_zeros,
+)
 from experiments.results import Results
-from experiments.settings import SHAPES, Scale
-from experiments.statistics import interval, seeds_that_tell
-from experiments.tables import ABLATED, ABLATIONS, LARGER, MAKE, PATTERNS
-from experiments.wording import NAMES, NOT_YET, table, values_of
+from experiments.settings import Scale
+from experiments.statistics import LEVEL, interval
+from experiments.tables import ABLATED, DENSE, LARGER, MAKE, PATTERNS
+from experiments.wording import NAMES, NOT_YET, ratio_of, table, values_of
 
-LEVEL = 0.05
-SMALLER, GREATER, UNTOLD = "smaller for ternary", "larger for ternary", "no difference can be told"
+Range = tuple[float, float]
 
 
 def in_short(scale: Scale, results: Results) -> str:
     size = scale.sizes[0]
     rows = degradations(scale, results, size, PATTERNS)
-    known = [row for row in rows if row.comparison is not None]
-    if not known:
+    if all(row.verdict == NOT_YET for row in rows):
         return f"## In short\n\nTable A is {NOT_YET}."
-    told = [[row.pattern, *(values_of(row.ratios[values]) for values in MAKE), verdict(row)] for row in known]
-    seeds = min(len(row.ratios[values]) for row in known for values in MAKE)
+    told = [[row.pattern, *(values_of(row.ratios[values]) for values in MAKE), row.verdict] for row in rows]
+    seeds = min(len(row.ratios[values]) for row in rows for values in MAKE)
     return f"""## In short
 
-The degradation by sparsity is {_where(known)}, of {len(known)} patterns at {size} weights and
-{scale.tokens_a_weight[0]:g} tokens a weight (at least {seeds} seeds).
+The degradation by sparsity is {_where(rows)}, of {len(rows)} patterns at {size} weights and
+{scale.tokens_a_weight[0]:g} tokens a weight (at least {seeds} seeds). {_how_much(rows)}
 
 {table(["perplexity over dense", "BF16", "ternary", "degradation"], told)}
 
@@ -36,102 +46,114 @@ the ratio lies below 1, not corrected.
 
 ## What reproduces
 
-{table(["the paper says", "there", "here", "verdict"], [*_costs(scale, results, rows), *_changes(scale, results)])}
+{table(["the paper says", "there", "here", "verdict"], [*_claims(scale, results, rows), *_changes(scale, results)])}
 
-A cost is perplexity over dense, and that of a change over the method. It is as there where its 95 % interval over seeds
-holds the paper's figure; a change is worse where p of Welch's test, after Holm's correction, is below {LEVEL}."""
+A change of the method is worse where p of Welch's test is below {LEVEL} after Holm's correction, better where the 95 %
+interval of the ratio lies below 1, not corrected. In brackets the interval.
 
+What sparsity costs, as perplexity over dense: the paper's figure, the 95 % interval over seeds here, and whether that
+holds the paper's (then they are compatible, and so may be others in it), lies below it or above it:
 
-def seeds_to_tell(scale: Scale, results: Results) -> str:
-    """A point of a list: the seeds that would tell a difference as large as was seen, where these runs tell none."""
-    rows = [row for row in degradations(scale, results, scale.sizes[0], PATTERNS) if verdict(row) != NOT_YET]
-    if not rows:
-        return f"* More seeds: how many is {NOT_YET}."
-    told = []
-    for row in rows:
-        if verdict(row) == UNTOLD:
-            seeds = seeds_that_tell(row.ratios["full"], row.ratios["ternary"], LEVEL / len(rows))
-            told.append(f"at {row.pattern} {'no number of seeds' if seeds is None else f'{seeds} seeds'}")
-    if not told:
-        return "* These seeds tell a difference at every pattern."
-    return f"""* Differences as small as some seen: with the deviations seen, four times of five they would be told
-  {", ".join(told)} (Welch's test at {LEVEL} / {len(rows)})."""
+{table(["", *NAMES.values(), "BF16 over ternary"], [_costs(row) for row in rows])}"""
 
 
-def verdict(row: Degradation) -> str:
-    """Whether sparsity costs ternary less, by Welch's test after Holm, or more, by the interval."""
-    if row.comparison is None or row.p is None:
-        return NOT_YET
-    if row.p < LEVEL:
-        return SMALLER
-    return GREATER if row.comparison.high < 1 else UNTOLD
-
-
-def _costs(scale: Scale, results: Results, rows: list[Degradation]) -> list[list[str]]:
-    told = [["sparsity costs ternary less", "every pattern", _where(rows), _in_all(rows)]]
+def _claims(scale: Scale, results: Results, rows: list[Degradation]) -> list[list[str]]:
+    told = [["sparsity costs ternary less", "at every pattern", _where(rows), _in_all(rows)]]
     for size in scale.sizes[1:]:
-        larger = degradations(scale.of_trend(size), results, size, LARGER)
-        tokens = f"{scale.trend_tokens / SHAPES[size].weights:.2g}"
-        claim = f"so it does at {size} weights, {tokens} tokens each"
-        told.append([claim, "at 1.5 B and 3 B", _where(larger), _in_all(larger)])
-    by_pattern = {row.pattern: row.ratios for row in rows}
-    for pattern in LARGER[1:]:
-        for (values, name), there in zip(NAMES.items(), paper.DEGRADATIONS[pattern], strict=True):
-            found = by_pattern[pattern][values]
-            told.append([f"{pattern} costs {name}", f"{there:.2f}", values_of(found), _beside(there, found)])
+        trend = scale.of_trend(size)
+        found = degradations(trend, results, size, LARGER)
+        row = next(row for row in found if row.pattern == paper.PATTERN)
+        claim = f"so it does at {size} weights, {trend.tokens_each(size):.2g} tokens each"
+        here = ", ".join(f"{name} {values_of(row.ratios[values])}" for values, name in NAMES.items())
+        told.append([claim, f"{paper.PATTERN}, 1.5 B and 3 B", here, row.verdict])
     zeros = natural_zeros(scale, results)
-    told.append(
-        ["zeros of trained ternary weights", f"{paper.ZEROS:.2f}", values_of(zeros), _beside(paper.ZEROS, zeros)]
-    )
-    return told
+    found = _against(paper.ZEROS, interval(zeros), zeros)
+    told.append(["zeros among trained ternary weights", f"{paper.ZEROS:.2f}", values_of(zeros), found])
+    return [*told, _accuracy(scale, results)]
+
+
+def _accuracy(scale: Scale, results: Results) -> list[str]:
+    """What the paper's pattern adds to the accuracy of the largest model, of the one seed that is asked."""
+    gains = []
+    for values in MAKE:
+        dense, sparse = (first_run(scale, results, scale.sizes[-1], values, one) for one in (DENSE, paper.PATTERN))
+        if dense and sparse and dense["zero_shot"]:
+            gains.append(100 * (sparse["zero_shot"]["blimp"]["sum"] - dense["zero_shot"]["blimp"]["sum"]))
+    there = " / ".join(f"{gain:+.2f}" for gain in paper.ACCURACY)
+    told = [f"{paper.PATTERN} costs ternary less accuracy, zero-shot", f"{there} points"]
+    if len(gains) < len(MAKE):
+        return [*told, NOT_YET, NOT_YET]
+    here = " / ".join(f"{gain:+.2f}" for gain in gains)
+    return [*told, f"{here} points of BLiMP, one seed", "so it is" if gains[1] > gains[0] else "the other way round"]
 
 
 def _changes(scale: Scale, results: Results) -> list[list[str]]:
-    found = {pattern: {one.name: one for one in ablations(scale, results, pattern)} for pattern in ABLATED}
-    method = next(iter(ABLATIONS))
+    found = {pattern: ablations(scale, results, pattern)[1:] for pattern in ABLATED}
     told = []
-    for name in found[paper.PATTERN]:
-        if name != method:
-            each = [found[pattern][name] for pattern in ABLATED]
-            there = paper.ABLATIONS.get(name)
-            here = ", ".join(f"{pattern} {values_of(one.ratios)}" for pattern, one in zip(ABLATED, each, strict=True))
-            beside = (
-                "" if there is None else f"; at {paper.PATTERN} {_beside(there, found[paper.PATTERN][name].ratios)}"
-            )
-            told.append([f"{name} is worse", "worse" if there is None else f"{there:.3f}", here, _worse(each) + beside])
+    for each in zip(*found.values(), strict=True):
+        name, there = each[0].name, paper.ABLATIONS.get(each[0].name)
+        here = ", ".join(
+            f"{pattern} {ratio_of(one.comparison) or NOT_YET}" for pattern, one in zip(found, each, strict=True)
+        )
+        told.append([f"{name} is worse", "worse" if there is None else f"{there:.3f}", here, _worse(each)])
     return told
 
 
+def _costs(row: Degradation) -> list[str]:
+    there = paper.DEGRADATIONS[row.pattern]
+    told = [row.pattern]
+    for values, figure in zip(MAKE, there, strict=True):
+        told.append(_with_interval(figure, interval(row.ratios[values]), row.ratios[values]))
+    ratio = row.comparison and (row.comparison.low, row.comparison.high)
+    return [*told, _with_interval(there[0] / there[1], ratio, [one for each in row.ratios.values() for one in each])]
+
+
+def _with_interval(there: float, within: Range | None, found: Sequence[float]) -> str:
+    here = "" if within is None else f"{within[0]:.3f} to {within[1]:.3f}: "
+    return f"{there:.3f}; {here}{_against(there, within, found)}"
+
+
+def _against(there: float, within: Range | None, found: Sequence[float]) -> str:
+    """How what was `found`, and its interval, lies to the paper's figure."""
+    if within is None:
+        return DIVERGED if len(found) > 1 else NOT_YET
+    return "compatible" if within[0] <= there <= within[1] else "below" if within[1] < there else "above"
+
+
 def _where(rows: list[Degradation]) -> str:
-    """`smaller for ternary at 5:8, 3:8`, and where it is larger; or that it is not known."""
-    verdicts = {row.pattern: verdict(row) for row in rows}
-    found = {kind: [pattern for pattern, one in verdicts.items() if one == kind] for kind in (SMALLER, GREATER)}
-    if all(one == NOT_YET for one in verdicts.values()):
+    """`smaller for ternary at 5:8, 3:8`, and where it is larger."""
+    if all(row.verdict == NOT_YET for row in rows):
         return NOT_YET
-    told = f"{SMALLER} at {', '.join(found[SMALLER]) or 'no pattern'}"
-    return told + (f" and larger at {', '.join(found[GREATER])}" if found[GREATER] else "")
+    at = {kind: ", ".join(row.pattern for row in rows if row.verdict == kind) for kind in (LESS, MORE)}
+    return f"{LESS} at {at[LESS] or 'no pattern'}" + (f" and larger at {at[MORE]}" if at[MORE] else "")
 
 
 def _in_all(rows: list[Degradation]) -> str:
-    verdicts = [verdict(row) for row in rows]
-    if NOT_YET in verdicts:
-        return NOT_YET
-    if GREATER in verdicts:
-        return f"not at {verdicts.count(GREATER)} of {len(rows)}"
-    return "yes" if set(verdicts) == {SMALLER} else f"at {verdicts.count(SMALLER)} of {len(rows)}, the rest is not told"
+    verdicts = [row.verdict for row in rows]
+    for kind in (NOT_YET, DIVERGED):
+        if kind in verdicts:
+            return f"{kind}, at {verdicts.count(kind)} of {len(rows)}"
+    if MORE in verdicts:
+        return f"larger for ternary at {verdicts.count(MORE)} of {len(rows)}"
+    return "yes" if set(verdicts) == {LESS} else f"yes at {verdicts.count(LESS)} of {len(rows)}, else cannot be told"
 
 
-def _beside(there: float, found: Sequence[float]) -> str:
-    within = interval(found)
-    if within is None:
-        return NOT_YET
-    return (
-        "as there" if within[0] <= there <= within[1] else "less than there" if within[1] < there else "more than there"
-    )
+def _how_much(rows: list[Degradation]) -> str:
+    """By how much, beside the paper."""
+    known = [row for row in rows if row.comparison is not None]
+    less = []
+    for row in known:
+        bf16, ternary = paper.DEGRADATIONS[row.pattern]
+        if row.comparison and row.comparison.high < bf16 / ternary:
+            less.append(row.pattern)
+    if not less:
+        return ""
+    return f"What ternary weights save is less than in the paper at {', '.join(less)}."
 
 
-def _worse(found: list[Ablation]) -> str:
-    if any(one.p is None for one in found):
-        return NOT_YET
-    worse = sum(one.p < LEVEL for one in found if one.p is not None)
-    return "yes" if worse == len(found) else f"at {worse} of {len(found)} patterns" if worse else UNTOLD
+def _worse(each: Sequence[Ablation]) -> str:
+    verdicts = [one.verdict for one in each]
+    if len(set(verdicts)) == 1:
+        return "yes" if verdicts[0] == WORSE else verdicts[0]
+    told = [f"{kind} at {verdicts.count(kind)}" for kind in (WORSE, BETTER, NOT_YET, DIVERGED) if kind in verdicts]
+    return f"{', '.join(told)} of {len(verdicts)} patterns"

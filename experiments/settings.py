@@ -25,6 +25,10 @@ class Shape:
     vocabulary: int = 16_384
 
     @property
+    def embedding(self) -> int:
+        return self.vocabulary * self.hidden
+
+    @property
     def weights(self) -> int:
         """Of the linear layers, which are made ternary and sparse: without embedding, norms and biases."""
         return self.layers * self.hidden * (4 * self.hidden + 3 * self.ffn)
@@ -79,7 +83,7 @@ class Run:
     @property
     def operations(self) -> float:
         """Of its matrix products, forward and backward, attention left out: what its time goes by."""
-        return 6.0 * self.tokens * (self.shape.weights + self.shape.vocabulary * self.shape.hidden)
+        return 6.0 * self.tokens * (self.shape.weights + self.shape.embedding)
 
     def schedule(self) -> PatternSchedule:
         pattern = self.recipe.pattern
@@ -130,6 +134,10 @@ class Scale:
     def of_trend(self, size: str) -> Scale:
         """The scale of runs of `size` where degradations are compared over sizes: it has rates of its own."""
         return replace(self, swept_size=size, tokens_of_each=self.trend_tokens, batch=self.trend_batch)
+
+    def tokens_each(self, size: str) -> float:
+        """Tokens of training for each weight of the linear layers."""
+        return self.tokens(size) / SHAPES[size].weights
 
     def tokens(self, size: str) -> int:
         return self.tokens_of_each or int(self.tokens_a_weight[self.sizes.index(size)] * SHAPES[size].weights)

@@ -16,25 +16,22 @@ from scipy.stats import nct, ttest_ind
 from scipy.stats import t as student_t
 
 CONFIDENCE = 0.95
+LEVEL = 0.05
 POWER = 0.8
 MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean over seeds, standard deviation (None for one seed) and the values themselves."""
+    """Mean over seeds, and standard deviation; None for one seed."""
 
     mean: float
     deviation: float | None
-    values: tuple[float, ...]
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f}" if self.deviation is None else f"{self.mean:.3f} ± {self.deviation:.3f}"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How much larger one degradation is than another: their ratio, its interval, and p that it is not above 1."""
+    """How much larger one degradation is than another: their ratio, its interval, and the one-sided p of its test."""
 
     ratio: float
     low: float
@@ -43,7 +40,7 @@ class Comparison:
 
 
 def mean(values: Sequence[float]) -> Mean:
-    return Mean(fmean(values), stdev(values) if len(values) > 1 else None, tuple(values))
+    return Mean(fmean(values), stdev(values) if len(values) > 1 else None)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -70,21 +67,18 @@ def compare(larger: Sequence[float], smaller: Sequence[float]) -> Comparison | N
     return Comparison(ratio, math.exp(within.low), math.exp(within.high), float(one_sided.pvalue))
 
 
-def seeds_that_tell(larger: Sequence[float], smaller: Sequence[float], level: float) -> int | None:
-    """Seeds each with which Welch's test, one-sided at `level`, would find such a difference four times of five.
+def seeds_that_tell(ratio: float, larger: Sequence[float], smaller: Sequence[float], level: float) -> int | None:
+    """Seeds each with which Welch's test, one-sided at `level`, would find so large a ratio four times of five.
 
-    As if mean and deviation of the logarithms were known to be those of these values. None where `larger` is not
-    larger, below two finite values each, and where a thousand seeds would not do.
+    As if the deviations of the logarithms were known to be those of these values, of which few tell little. None where
+    the ratio is not above 1, below two finite values each, and where a thousand seeds would not do.
     """
-    if min(len(larger), len(smaller)) < 2 or not all(map(math.isfinite, [*larger, *smaller])):
+    if ratio <= 1 or compare(larger, smaller) is None:
         return None
-    one, other = [math.log(value) for value in larger], [math.log(value) for value in smaller]
-    difference, variances = fmean(one) - fmean(other), (stdev(one) ** 2, stdev(other) ** 2)
-    if difference <= 0:
-        return None
+    variances = [stdev(map(math.log, values)) ** 2 for values in (larger, smaller)]
     share = sum(variances) ** 2 / sum(variance**2 for variance in variances)  # Welch-Satterthwaite, seeds alike
     for seeds in range(2, MOST_SEEDS + 1):
-        freedom, shift = share * (seeds - 1), difference / math.sqrt(sum(variances) / seeds)
+        freedom, shift = share * (seeds - 1), math.log(ratio) / math.sqrt(sum(variances) / seeds)
         if nct.sf(student_t.isf(level, freedom), freedom, shift) >= POWER:
             return seeds
     return None

@@ -22,11 +22,15 @@ ABLATIONS: dict[str, dict[str, str]] = {
 }
 TURNS = (0.25, 0.5, 0.75)
 SIGNS = (("8:8", 0.0), ("6:8", 0.0), ("3:4", 0.0), ("3:4", 1.0), ("2:4", 0.0))  # pattern, residual
-MORE_TERNARY = ("3:4", "2:4")
+FRONTIER = (
+    *(("sign", pattern, residual) for pattern, residual in SIGNS),
+    *(("ternary", pattern, 0.0) for pattern in ("3:4", "2:4", *PATTERNS)),
+)
 NARROWEST, WIDEST = 2.5e-4, 6.4e-2
 """Rates beyond which the sweep does not go, whatever the results."""
 
 MAKE = {"full": full_precision, "ternary": ternary}
+Ask = Callable[[int, float], Run]  # seed, rate -> run
 
 
 def sweep(scale: Scale, results: Results) -> list[Run]:
@@ -100,26 +104,41 @@ def larger(scale: Scale, results: Results) -> list[Run]:
 
 def ablations(scale: Scale, results: Results) -> list[Run]:
     """Table B: one choice of the method changed at a time, and dense-to-sparse."""
-    rate, size = chosen_rate(scale, results, "ternary"), scale.sizes[0]
+    rate = chosen_rate(scale, results, "ternary")
     if rate is None:
         return []
-    runs = []
-    for seed, pattern in product(scale.seeds, ABLATED):
-        runs += [ternary(scale, size, pattern, seed, rate, **change) for change in ABLATIONS.values()]
-        runs += [turning_sparse(scale, size, pattern, seed, rate, at) for at in TURNS]
-    return runs
+    each = product(scale.seeds, ABLATED)
+    return [ask(seed, rate) for seed, pattern in each for ask in changes(scale, pattern).values()]
+
+
+def changes(scale: Scale, pattern: str) -> dict[str, Ask]:
+    """The method of the paper first, then each change of it."""
+    size = scale.sizes[0]
+
+    def changed(change: dict[str, str]) -> Ask:
+        return lambda seed, rate: ternary(scale, size, pattern, seed, rate, **change)
+
+    def turned(at: float) -> Ask:
+        return lambda seed, rate: turning_sparse(scale, size, pattern, seed, rate, at)
+
+    asked = {name: changed(change) for name, change in ABLATIONS.items()}
+    return asked | {f"dense until {100 * at:.0f} %": turned(at) for at in TURNS}
 
 
 def frontier(scale: Scale, results: Results) -> list[Run]:
     """Table C: patterns and values by the bits they cost; the ternary patterns of 8 are those of Table A."""
-    rate, size = chosen_rate(scale, results, "ternary"), scale.sizes[0]
+    rate = chosen_rate(scale, results, "ternary")
     if rate is None:
         return []
-    runs = []
-    for seed in scale.seeds:
-        runs += [sign(scale, size, pattern, seed, rate, residual) for pattern, residual in SIGNS]
-        runs += [ternary(scale, size, pattern, seed, rate) for pattern in (*MORE_TERNARY, *PATTERNS)]
-    return runs
+    return [on_frontier(scale, *recipe)(seed, rate) for seed, recipe in product(scale.seeds, FRONTIER)]
+
+
+def on_frontier(scale: Scale, values: str, pattern: str, residual: float) -> Ask:
+    """The runs of one of FRONTIER."""
+    size = scale.sizes[0]
+    if values == "sign":
+        return lambda seed, rate: sign(scale, size, pattern, seed, rate, residual)
+    return lambda seed, rate: ternary(scale, size, pattern, seed, rate)
 
 
 TABLES: dict[str, Callable[[Scale, Results], list[Run]]] = {
@@ -127,6 +146,11 @@ TABLES: dict[str, Callable[[Scale, Results], list[Run]]] = {
     "trend": trend, "larger": larger,
 }  # fmt: skip
 """In the order of their weight; all but the sweeps wait for the rates that these find."""
+
+
+def waiting(scale: Scale, results: Results) -> int:
+    """How many runs more the trend will ask for, once there are rates for them."""
+    return len(scale.seeds) * len(scale.sizes) * len(MAKE) * len(LARGER) - len(trend(scale, results))
 
 
 def missing(scale: Scale, results: Results, names: list[str]) -> list[Run]:

@@ -55,9 +55,9 @@ def test_the_least_bits_count_the_groups(n: int, m: int) -> None:
 @pytest.mark.parametrize(("difference", "seeds"), [(0.2, 310), (0.5, 51), (0.8, 21), (1.0, 14)])
 def test_seeds_that_tell_a_difference(difference: float, seeds: int) -> None:
     """One-sided at 0.05, power 0.8, differences in deviations: what G*Power tells."""
-    smaller = [math.exp(x / 100) for x in (-1, 0, 1)]
-    larger = [math.exp(difference / 100) * value for value in smaller]
-    assert seeds_that_tell(larger, smaller, 0.05) == seeds
-    assert seeds_that_tell(larger, smaller, 0.01) > seeds
-    assert seeds_that_tell(smaller, larger, 0.05) is None
-    assert seeds_that_tell(larger[:1], smaller, 0.05) is None
+    values, ratio = [math.exp(x / 100) for x in (-1, 0, 1)], math.exp(difference / 100)
+    assert seeds_that_tell(ratio, values, values, 0.05) == seeds
+    stricter = seeds_that_tell(ratio, values, values, 0.01)
+    assert stricter is not None and stricter > seeds
+    assert seeds_that_tell(1.0, values, values, 0.05) is None
+    assert seeds_that_tell(ratio, values[:1], values, 0.05) is None
