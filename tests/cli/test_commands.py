@@ -92,11 +92,16 @@ def test_convert_packs_the_codes_of_the_latent_checkpoint(command: Command, late
 
 def test_convert_refuses_and_leaves_nothing(command: Command, latent: Path, packed: Path, tmp_path: Path) -> None:
     assert_one_line(command("convert", latent, packed), "exists already")
-    assert_one_line(command("convert", packed, tmp_path / "x"), "no trainable sparse ternary layers")
+    assert_one_line(command("convert", packed, tmp_path / "x"), "is packed already")
     assert_one_line(command("convert", latent, tmp_path / "x", "--format", "i3"), "format 'i3' is unknown")
     assert_one_line(command("convert", latent, tmp_path / "x", "--dtype", "int8"), "--dtype int8 is not one of")
     assert_one_line(command("convert", tmp_path / "nothing", tmp_path / "x"), "no such directory")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latent", "packed"]
+
+
+def test_convert_tells_how_a_dense_model_comes_to_be_packed(command: Command, dense: Path, tmp_path: Path) -> None:
+    told = f"has no ternary layers to pack: `sparse-bitnet import {dense} DIRECTORY` makes a model of it that has"
+    assert_one_line(command("convert", dense, tmp_path / "x"), told)
 
 
 def test_inspect_prints_a_row_a_layer_and_verifies_the_pattern(command: Command, packed: Path, tmp_path: Path) -> None:
@@ -215,6 +220,11 @@ def test_generate_with_other_options(command: Command, packed: Path, options: li
         (["eval", "ppl", "{packed}", "--text", "nothing.txt"], "nothing.txt: no such file"),
         (["eval", "ppl", "{packed}", "--text", "{packed}/config.json"], "has no field 'text'"),
         (["inspect", "{tmp}"], "config.json is missing"),
+        (["inspect", "{packed}", "--json", "{tmp}"], "is a directory: name a file"),
+        (["inspect", "{packed}", "--json", "{tmp}/no/where.json"], "no is no directory that may be written to"),
+        (["import", "{packed}", "{tmp}/x"], "give it to `generate`, `serve`, `export` or `eval`"),
+        (["import", "{latent}", "{tmp}/x"], "give it to `train`, `convert` or `eval`"),
+        (["bench", "train", "--preset", "nope", "--device", "cpu"], "preset 'nope' is unknown: choose from tiny,"),
         (["train", "nothing.yaml"], "nothing.yaml: no such file"),
         (["train", "nothing.yaml", "training.stepz=1"], "nothing.yaml: no such file"),
     ],

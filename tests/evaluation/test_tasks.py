@@ -79,6 +79,26 @@ def test_the_command_writes_what_it_prints(
     assert "choice" in answer.output
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "is empty: it holds no questions"),
+        ([{**QUESTIONS[0], "gold": 7}], r"line 1: gold is 7, and is to be one of 0 to 2"),
+        ([QUESTIONS[0], {**QUESTIONS[0], "choices": None}], r"line 2: it has no choices"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_told(
+    latent_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    rows: list[dict[str, object]],
+    message: str,
+) -> None:
+    write(tmp_path / "wrong.jsonl", rows)
+    with pytest.raises(ValueError, match=message):
+        evaluate_tasks(latent_model(), tokenizer, [str(tmp_path / "wrong.jsonl")])
+
+
 def test_what_is_no_task_is_refused(
     latent_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:

@@ -102,9 +102,9 @@ def test_g4_takes_the_codebook_that_suits_the_values(recipe: Recipe, name: str) 
 @pytest.mark.parametrize(
     ("recipe", "name", "message"),
     [
-        (Recipe("6:8"), "g4", "format g4 holds groups with at most 2 of 4 are not 0"),
-        (Recipe("2:4"), "g4s2", "format g4s2 .* values='ternary' with pattern 2:4 are not: use i2 or t5"),
-        (Recipe("2:4", values="sign"), "g4s3", "format g4s3 holds groups with exactly 3"),
+        (Recipe("6:8"), "g4", "format g4 holds groups in which at most 2 of 4 are not 0"),
+        (Recipe("2:4"), "g4s2", "format g4s2 .* values='ternary' with pattern 2:4 do not promise: use i2 or t5"),
+        (Recipe("2:4", values="sign"), "g4s3", "format g4s3 holds groups in which exactly 3"),
     ],
     ids=label,
 )

@@ -26,6 +26,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+from transformers.pytorch_utils import Conv1D
 
 from sparse_bitnet.nn.packed_linear import PackedLinear
 from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
@@ -442,3 +443,26 @@ def test_convert_refuses_a_nan_by_name_with_nothing_changed() -> None:
     with pytest.raises(ValueError, match=r"^2: the weight holds NaN or infinity"):
         convert(model)
     assert types(model) == before
+
+
+def test_what_is_no_model_or_no_recipe_is_told() -> None:
+    for model, recipe, given in (
+        (nn.Linear(8, 8), "6:8", "Linear and str"),
+        (None, Recipe("6:8"), "NoneType and Recipe"),
+    ):
+        with pytest.raises(TypeError, match=rf"takes a torch.nn.Module and a Recipe, .* and not {given}"):
+            prepare(model, recipe)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_masters_that_are_not_fp32_are_told(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 8))
+    with pytest.warns(UserWarning, match=f"weights are in {dtype}, in which small updates are lost: open the model"):
+        prepare(model.to(dtype), Recipe("6:8"))
+    prepare(nn.Sequential(nn.Linear(16, 8)).to(dtype).requires_grad_(False), Recipe("6:8"))
+
+
+def test_layers_that_are_no_linear_ones_are_named() -> None:
+    model = nn.Sequential(Conv1D(16, 16))
+    with pytest.warns(UserWarning, match="no nn.Linear layer of the model was chosen, as they are Conv1D"):
+        prepare(model, Recipe("6:8"))

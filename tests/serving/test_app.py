@@ -381,7 +381,7 @@ def test_parts_of_a_message_are_joined_and_developers_are_the_system(client: Ope
 def test_a_body_that_is_no_json_by_its_type_is_refused(server: Server) -> None:
     """A page of another site cannot send application/json without asking first, so nothing else is taken."""
     status, answer = post(server, "/v1/completions", b'{"prompt": "a"}', "text/plain")
-    assert status == 400 and "with application/json" in answer["error"]["message"]
+    assert status == 400 and "it came as text/plain" in answer["error"]["message"]
 
 
 def test_models_and_paths(client: OpenAI, server: Server) -> None:

@@ -153,7 +153,7 @@ def together(root: Path) -> None:
         result = train(config, resume)
         losses = [event["loss"] for event in result.log if "loss" in event]
         evaluated = [event["eval_loss"] for event in result.log if "eval_loss" in event]
-        return {"losses": losses, "evaluated": evaluated, "steps": result.steps, "complete": result.complete}
+        return {"losses": losses, "evaluated": evaluated, "steps": result.steps, "complete": result.stopped_by is None}
 
     seen: dict[str, Any] = {"ddp": run("ddp")}
     seen["streamed"] = run("streamed", "data.streaming=true")

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from sparse_bitnet.cli.main import main
 from sparse_bitnet.nn.stored_settings import named_layers
 from sparse_bitnet.training.config import TrainConfig
-from sparse_bitnet.training.preemption import StopOnSigterm
+from sparse_bitnet.training.preemption import StopOnSignal
 from sparse_bitnet.training.run import train
 from sparse_bitnet.training.trainer import checkpoints, newest_checkpoint
 
@@ -157,7 +157,7 @@ def test_a_killed_process_ends_the_other_and_training_goes_on_until_sigterm(writ
     assert [checkpoint.name for checkpoint in checkpoints(root)] == ["checkpoint-2", "checkpoint-4"]
     assert not (root / "model").exists()
     resumed = train(with_whole_batch(config, root, keep_checkpoints=1), "auto")
-    assert resumed.complete
+    assert resumed.stopped_by is None
 
     # the newest is damaged: both processes take the one before; torchrun passes SIGTERM on to both
     (root / "checkpoint-8" / "optimizer.pt").write_bytes(b"damaged")
@@ -186,40 +186,50 @@ def test_a_mistake_is_told_once(written: Settings, tmp_path: Path) -> None:
     assert output.count("error: training.stepz: unknown setting") == 1
 
 
-def test_sigterm_stops_after_the_step_and_going_on_is_bit_for_bit(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_after_the_step_and_going_on_is_bit_for_bit(
+    number: signal.Signals,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     train(settings(f"output_dir={tmp_path / 'whole'}"))
-    config, before = settings(), signal.getsignal(signal.SIGTERM)
+    config, before = settings(), signal.getsignal(number)
     root, file = Path(config.output_dir), tmp_path / "config.yaml"
     file.write_text(config.to_yaml())
     step, steps = torch.optim.AdamW.step, iter(range(1, 99))
 
     def signalled(self: torch.optim.AdamW, *args: object, **kwargs: object) -> object:
         if next(steps) == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)  # at once: the same request, passed on twice
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)  # at once: the same request, passed on twice
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", signalled)
     monkeypatch.setattr(sys, "argv", ["sparse-bitnet", "train", str(file)])
     with pytest.raises(SystemExit) as end:
         main()
-    assert end.value.code == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM after step 5 of 8" in capsys.readouterr().out
+    assert end.value.code == 128 + number
+    told = capfd.readouterr()
+    assert f"stopped by {number.name} after step 5 of 8" in told.out
+    assert ("Ctrl-C again ends at once" in told.err) == (number == signal.SIGINT)
     assert not (root / "model").exists()
     assert checkpoints(root)[-1].name == "checkpoint-5"
-    assert signal.getsignal(signal.SIGTERM) == before
-    assert train(config, resume="auto").complete
+    assert signal.getsignal(number) == before
+    assert train(config, resume="auto").stopped_by is None
     assert differing_tensors(root / "model", tmp_path / "whole" / "model") == []
 
 
-def test_a_second_sigterm_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("number", "default"), [(signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)]
+)
+def test_a_second_signal_ends_at_once(number: signal.Signals, default: object, monkeypatch: pytest.MonkeyPatch) -> None:
     def ends() -> bool:
-        signal.raise_signal(signal.SIGTERM)
-        return signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        signal.raise_signal(number)
+        return signal.getsignal(number) is default
 
-    with StopOnSigterm():
+    with StopOnSignal():
         assert not ends()
         assert not ends()  # torchrun may pass on what the scheduler has sent already
         now = time.monotonic()

@@ -192,6 +192,7 @@ def test_a_packed_checkpoint_is_not_trainable(
         ("training.block_size=4096", "training.block_size=4096 is beyond the model's context of 128"),
         ("recipe.pattern=6:7", "in_features=64 is not a multiple of m=7 (model.layers.0.self_attn.q_proj"),
         ("model.source=nothing", "no tokenizer could be read from nothing"),
+        ("model.source=/no/thing", "no tokenizer could be read from /no/thing: no such file or directory"),
         ("recipe.targets=[nothing]", "'nothing' matches no layer"),
     ],
 )
@@ -246,6 +247,52 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert_equal(weights(whole.model_directory), weights(again.model_directory))
 
 
+def test_what_is_changed_on_a_resume_counts_from_there_on(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(settings("training.steps=4"))
+    changed = ("training.learning_rate=1e-4", "training.betas=[0.5, 0.6]", "training.weight_decay=0.3")
+    resumed = train(settings("training.steps=6", *changed, "recipe.pattern=2:4"), resume="auto")
+    told = capsys.readouterr().out
+    for line in (
+        "training.learning_rate=0.0001 (was 0.003)",
+        "training.steps=6 (was 4)",
+        "recipe.pattern=2:4 (was 6:8)",
+    ):
+        assert line in told
+    whole = train(settings("training.steps=6", *changed, f"output_dir={tmp_path / 'whole'}"))
+    rates = [
+        {event["step"]: event["learning_rate"] for event in run.log if "loss" in event} for run in (resumed, whole)
+    ]
+    assert [rates[0][step] for step in (5, 6)] == [rates[1][step] for step in (5, 6)]
+    assert rates[0][3] > 9 * rates[1][3]
+    state = torch.load(tmp_path / "run" / "checkpoint-6" / "optimizer.pt", weights_only=True)
+    assert {group["betas"] for group in state["param_groups"]} == {(0.5, 0.6)}
+    assert {group["initial_weight_decay"] for group in state["param_groups"]} == {0.3, 0.0}
+    assert resumed.steps == 6
+
+
+@pytest.mark.parametrize("override", ["model.source=tiny", "tokenizer.vocab_size=300", "recipe.values=sign"])
+def test_what_a_checkpoint_has_settled_cannot_be_changed(settings: Settings, tmp_path: Path, override: str) -> None:
+    train(settings("training.steps=2"))
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises(ValueError, match=rf"{override} cannot be set on a resume, as the run began with"):
+        train(settings("training.steps=4", override), resume="auto")
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+
+
+def test_a_run_that_is_over_says_what_it_does_not_apply(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    train(settings("training.steps=2"))
+    train(settings("training.steps=2", "recipe.pattern=2:4"), resume="auto")
+    assert "2 steps are done; not applied: recipe.pattern=2:4 (was 6:8)" in capsys.readouterr().out
+
+
+def test_a_logger_that_is_not_installed_is_told(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
+    with pytest.raises(ValueError, match=r"training.report_to=\['wandb'\]: .*installed"):
+        train(settings("training.report_to=[wandb]"))
+
+
 def test_a_run_that_had_done_all_its_steps_makes_none_more(settings: Settings) -> None:
     """Also where it was killed after its last checkpoint and before it wrote the model."""
     config = settings("training.steps=4")
@@ -253,7 +300,7 @@ def test_a_run_that_had_done_all_its_steps_makes_none_more(settings: Settings) -
     names, whole = {path.name for path in first.model_directory.iterdir()}, weights(first.model_directory)
     shutil.rmtree(first.model_directory)
     again = train(config, resume="auto")
-    assert (again.steps, again.complete) == (4, True)
+    assert (again.steps, again.stopped_by) == (4, None)
     assert [event["step"] for event in again.log if "loss" in event] == [1, 2, 3, 4]
     assert {path.name for path in again.model_directory.iterdir()} == names
     assert_equal(whole, weights(again.model_directory))

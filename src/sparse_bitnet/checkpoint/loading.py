@@ -32,7 +32,10 @@ def open_model(source: str, dtype: torch.dtype | str = "auto", device: str = "cp
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{source} cannot be opened: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        if name == source and not Path(name).is_dir():
+            raise ValueError(f"{source}: no such directory, and as a Hub id it cannot be opened: {reason}") from error
+        raise ValueError(f"{source} cannot be opened: {reason}") from error
     model, report = loaded
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])

@@ -30,11 +30,22 @@ def convert(
     from sparse_bitnet.checkpoint.directory import copy_tokenizer, whole_directory
     from sparse_bitnet.checkpoint.loading import open_model
     from sparse_bitnet.formats import get_format
+    from sparse_bitnet.nn.layer import PackedLayer
+    from sparse_bitnet.nn.stored_settings import named_layers
 
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise ValueError(f"--dtype {dtype} is not one of auto, float32, bfloat16, float16")
     with whole_directory(output) as staging:
-        packed = pack(open_model(model), format)
+        opened = open_model(model)
+        kinds = {isinstance(layer, PackedLayer) for _, layer in named_layers(opened)}
+        if True in kinds:
+            raise ValueError(f"{model} is packed already")
+        if not kinds:
+            raise ValueError(
+                f"{model} has no ternary layers to pack: `sparse-bitnet import {model} DIRECTORY` makes a model of it "
+                f"that has, to be trained before it is packed"
+            )
+        packed = pack(opened, format)
         if dtype != "auto":
             packed = packed.to(getattr(torch, dtype))
         packed.save_pretrained(staging, max_shard_size=max_shard_size)

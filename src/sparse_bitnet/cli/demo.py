@@ -110,8 +110,8 @@ def _train(config: TrainConfig) -> dict[str, Any]:
 
     started = time.monotonic()
     result = train(config)
-    if not result.complete:
-        raise typer.Exit(STOPPED)
+    if result.stopped_by is not None:
+        raise typer.Exit(STOPPED + result.stopped_by)
     seconds = time.monotonic() - started
     logged = [event for event in result.log if "flip_rate" in event]
     return {

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
-import signal
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-STOPPED = 128 + signal.SIGTERM  # exit status of a run that SIGTERM ended early, with a checkpoint
+STOPPED = 128  # plus the signal: exit status of a run that was ended early, with a checkpoint
+
+
+def _writable(file: Path | None) -> Path | None:
+    """`file`, before any work is done for it; ValueError where it could not be written after that."""
+    if file is None or (file.parent.is_dir() and os.access(file.parent, os.W_OK) and not file.is_dir()):
+        return file
+    if file.is_dir():
+        raise ValueError(f"--json {file} is a directory: name a file")
+    raise ValueError(f"--json {file} cannot be written: {file.parent} is no directory that may be written to")
+
+
 JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to FILE as JSON.")
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Also write the figures to FILE as JSON.", callback=_writable),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")]
 

@@ -22,7 +22,7 @@ def train(
 ) -> None:
     """Train a model, from scratch or from a checkpoint, and leave it in OUTPUT_DIR/model.
 
-    SIGTERM: finishes the step, saves a checkpoint and ends with status 143; go on with --resume auto.
+    SIGTERM, Ctrl-C: finishes the step, saves a checkpoint and ends with status 143, 130; go on with --resume auto.
     """
     from sparse_bitnet.training.config import load_config
     from sparse_bitnet.training.processes import failing_together, is_first_process, join_processes, leave_processes
@@ -39,13 +39,13 @@ def train(
     from sparse_bitnet.training.run import train as run
 
     result = run(settings, resume)
-    if is_first_process() and result.complete:
+    if is_first_process() and result.stopped_by is None:
         print(f"trained {result.steps} steps; the latent checkpoint is in {result.model_directory}")
-    elif is_first_process():
+    elif is_first_process() and result.stopped_by is not None:
         print(
-            f"stopped by SIGTERM after step {result.steps} of {settings.training.steps}: its checkpoint is saved, "
-            f"{result.model_directory} is not written; go on with --resume auto"
+            f"stopped by {result.stopped_by.name} after step {result.steps} of {settings.training.steps}: its "
+            f"checkpoint is saved, {result.model_directory} is not written; go on with --resume auto"
         )
     leave_processes()
-    if not result.complete:
-        raise typer.Exit(STOPPED)
+    if result.stopped_by is not None:
+        raise typer.Exit(STOPPED + result.stopped_by)

@@ -19,6 +19,8 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     A `tokenizer.json` is taken as it is: AutoTokenizer may replace its rules by those usual for the type of the model.
     """
     path = Path(source).expanduser()
+    if not path.exists() and (source.count("/") > 1 or source.startswith((".", "/", "~"))):
+        raise ValueError(f"no tokenizer could be read from {source}: no such file or directory")
     try:
         if path.is_file():
             return PreTrainedTokenizerFast(tokenizer_file=str(path))

@@ -57,7 +57,7 @@ class Architecture:
         """From the fields of config.json under the names and with the defaults of transformers."""
         stored = config.get("quantization_config")
         if not isinstance(stored, dict) or stored.get("quant_method") != QUANT_METHOD:
-            raise NotSupportedError("the model is not packed: `sparse-bitnet convert` packs one")
+            raise NotSupportedError("the model is not packed: `sparse-bitnet convert` packs one that was trained here")
         settings = StoredSettings.from_dict(stored)
         kind = config.get("model_type")
         if kind not in MODEL_TYPES:

@@ -102,6 +102,8 @@ def _stem(file: Path) -> str:
 
 def _task(file: Path, name: str) -> dict[str, Any]:
     """The harness's description of a task whose questions are in `file`."""
+    if not file.stat().st_size:
+        raise ValueError(f"{file} is empty: it holds no questions")
     try:
         questions = datasets.load_dataset("json", data_files=[str(file)], split="train", streaming=True)
         rows = list(questions)
@@ -111,6 +113,13 @@ def _task(file: Path, name: str) -> dict[str, Any]:
     if kind is None:
         known = " or ".join(", ".join(columns) for columns in KINDS)
         raise ValueError(f"{file} is no task: its lines are to have {known}")
+    for number, row in enumerate(rows, 1):
+        wrong = next((column for column in kind if row.get(column) is None), None)
+        if wrong is not None:
+            raise ValueError(f"{file}, line {number}: it has no {wrong}")
+        if "choices" in kind and row["gold"] not in range(len(row["choices"])):
+            count = len(row["choices"])
+            raise ValueError(f"{file}, line {number}: gold is {row['gold']!r}, and is to be one of 0 to {count - 1}")
     table = datasets.Dataset.from_list([{column: row[column] for column in kind} for row in rows])
     return {
         "task": name,

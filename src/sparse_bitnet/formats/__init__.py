@@ -83,6 +83,6 @@ def choose_format(recipe: Recipe, name: str = "auto") -> Format:
         if candidate.fits(recipe):
             return candidate
     raise ValueError(
-        f"format {name} holds groups with {candidates[-1].holds}, and values={recipe.values!r} with "
-        f"pattern {recipe.pattern} are not: use i2 or t5"
+        f"format {name} holds groups in which {candidates[-1].holds}, which values={recipe.values!r} with "
+        f"pattern {recipe.pattern} do not promise: use i2 or t5"
     )

@@ -14,7 +14,7 @@ from sparse_bitnet.checkpoint.directory import CONFIG, read_json
 from sparse_bitnet.checkpoint.loading import open_model, resolve_source
 from sparse_bitnet.interop.hf_bitnet_import import is_bitnet, open_bitnet
 from sparse_bitnet.nn.one_shot import dense_scales, input_norms, restore_scales, start_from_norms
-from sparse_bitnet.nn.stored_settings import QUANT_METHOD
+from sparse_bitnet.nn.stored_settings import LATENT, QUANT_METHOD
 from sparse_bitnet.nn.swap import prepare, set_recipe
 from sparse_bitnet.recipe import NMPattern, Recipe
 
@@ -30,9 +30,9 @@ def foreign_directory(source: str) -> Path:
     if isinstance(stored, dict) and not is_bitnet(directory):
         method = stored.get("quant_method")
         if method == QUANT_METHOD:
-            raise ValueError(
-                f"{source} is a checkpoint of this package: give it to `train`, `convert` or `eval` as it is"
-            )
+            is_latent = stored.get("format") == LATENT
+            takers = "`train`, `convert`" if is_latent else "`generate`, `serve`, `export`"
+            raise ValueError(f"{source} is a checkpoint of this package: give it to {takers} or `eval` as it is")
         raise ValueError(f"{source} is quantised by {method}: import the checkpoint that it was made from")
     return directory
 

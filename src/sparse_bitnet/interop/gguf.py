@@ -191,6 +191,9 @@ def _add_tensors(
         counts[str(array.dtype).replace("float", "f")] += 1
         writer.add_tensor(target, array)
     remarks = [f"{small} scales are below {SMALLEST_SCALE:g}, where fp16 is coarse"] * (small > 0)
+    activations = {layer.recipe.activations for layer in ternary.values()} - {"int8"}
+    if activations:
+        remarks.append(f"activations are {activations.pop()} here, and llama.cpp rounds them to 8 bits")
     if "q4_0" in counts and wanted != "q4_0":
         remarks.append(
             f"{counts['q4_0']} weights are stored as q4_0: their rows are no multiple of {ROW_MULTIPLES[wanted]}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -21,6 +20,7 @@ from sparse_bitnet.nn.experts import (
 )
 from sparse_bitnet.nn.fused_projections import fused_parts
 from sparse_bitnet.nn.layer import PackedLayer
+from sparse_bitnet.nn.layer_names import matches, matches_any, same_layer
 from sparse_bitnet.nn.packed_linear import PackedLinear
 from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
 from sparse_bitnet.nn.stored_settings import LATENT, StoredSettings, latent_layers, named_layers, record_settings
@@ -55,8 +55,12 @@ def prepare(
     indivisible  `skip` leaves a layer whose width the pattern does not divide as it is, with a warning
 
     Returns `model`. ValueError, with nothing changed, where a width does not divide, experts are held in a way that is
-    not known, or the model is already prepared with another recipe. A warning for an entry that matches nothing.
+    not known, or the model is already prepared with another recipe. A warning for an entry that matches nothing, and
+    for weights to be trained that are not fp32.
     """
+    if not isinstance(model, nn.Module) or not isinstance(recipe, Recipe):
+        given = f"{type(model).__name__} and {type(recipe).__name__}"
+        raise TypeError(f"prepare takes a torch.nn.Module and a Recipe, such as Recipe('6:8'), and not {given}")
     targets = [targets] if isinstance(targets, str) else targets
     ignore = [ignore] if isinstance(ignore, str) else ignore
     _check_not_prepared_otherwise(model, recipe)
@@ -65,7 +69,7 @@ def prepare(
     for name, linear in _choose_linears(model, targets, ignore).items():
         if not _fits(recipe, name, linear.in_features, indivisible):
             continue
-        given = [tuple(heights) for entry, heights in (parts or {}).items() if _matches(name, entry)]
+        given = [tuple(heights) for entry, heights in (parts or {}).items() if matches(name, entry)]
         heights = given[0] if given else fused_parts(name, linear, getattr(model, "config", None))
         if heights and linear.out_features % sum(heights):
             raise ValueError(f"{name}: {linear.out_features} rows do not divide into parts of {heights}")
@@ -75,8 +79,10 @@ def prepare(
         if all(_fits(recipe, name, width, indivisible) for width in widths):
             layers[name] = SparseBitExperts(experts, recipe)
     if not layers:
-        warnings.warn("no nn.Linear layer of the model was chosen: nothing is prepared", stacklevel=2)
+        others = ", as they are Conv1D" if any(type(one).__name__ == "Conv1D" for one in model.modules()) else ""
+        warnings.warn(f"no nn.Linear layer of the model was chosen{others}: nothing is prepared", stacklevel=2)
         return model
+    _warn_of_narrow_masters(layers)
     _exchange(model, layers)
     record_settings(model)
     return model
@@ -143,9 +149,9 @@ def exchange_for_loading(model: nn.Module, settings: StoredSettings) -> None:
     """
     layers: dict[str, nn.Module] = {}
     for name, linear in _named_modules(model):
-        if type(linear) is not nn.Linear or any(_same_layer(name, entry) for entry in settings.ignore):
+        if type(linear) is not nn.Linear or any(same_layer(name, entry) for entry in settings.ignore):
             continue
-        parts = next((heights for entry, heights in settings.parts.items() if _same_layer(name, entry)), ())
+        parts = next((heights for entry, heights in settings.parts.items() if same_layer(name, entry)), ())
         settings.recipe.pattern.check_width(linear.in_features, name)
         if settings.format == LATENT:
             layers[name] = SparseBitLinear.from_linear(linear, settings.recipe, parts)
@@ -161,7 +167,7 @@ def exchange_for_loading(model: nn.Module, settings: StoredSettings) -> None:
                 parts=parts,
             )
     for name, experts in experts_in_one_tensor(model):
-        if not any(_same_layer(f"{name}.{GATE_UP}", entry) for entry in settings.parts):
+        if not any(same_layer(f"{name}.{GATE_UP}", entry) for entry in settings.parts):
             continue
         why = experts_obstacle(experts)
         if why is not None:
@@ -216,8 +222,17 @@ def _warn_of_unmatched(model: nn.Module, entries: Sequence[str]) -> None:
     names = [name for name, _ in _named_modules(model)]
     names += [f"{name}.{weight}" for name, _ in experts_in_one_tensor(model) for weight in WEIGHTS]
     for entry in entries:
-        if not any(_matches(name, entry) for name in names):
+        if not any(matches(name, entry) for name in names):
             warnings.warn(f"{entry!r} matches no layer of the model", stacklevel=3)
+
+
+def _warn_of_narrow_masters(layers: Mapping[str, nn.Module]) -> None:
+    trainable = {weight.dtype for layer in layers.values() for weight in layer.parameters() if weight.requires_grad}
+    if narrow := trainable & {torch.bfloat16, torch.float16}:
+        told = (
+            f"weights are in {narrow.pop()}, in which small updates are lost: open the model with dtype=torch.float32"
+        )
+        warnings.warn(told, stacklevel=3)
 
 
 def _set_recipes(model: nn.Module, change: Callable[[Recipe], Recipe]) -> None:
@@ -250,8 +265,8 @@ def _choose_linears(model: nn.Module, targets: Sequence[str] | None, ignore: Seq
         name: module
         for name, module in _named_modules(model)
         if type(module) is nn.Linear
-        and (targets is None or _matches_any(name, targets))
-        and not (_matches_any(name, ignore) or module is head or _is_router(name, model))
+        and (targets is None or matches_any(name, targets))
+        and not (matches_any(name, ignore) or module is head or _is_router(name, model))
     }
 
 
@@ -260,8 +275,8 @@ def _choose_experts(model: nn.Module, targets: Sequence[str] | None, ignore: Seq
     chosen = {}
     for name, experts in experts_in_one_tensor(model):
         names = [name, *(f"{name}.{weight}" for weight in WEIGHTS)]
-        wanted = targets is None or any(_matches_any(one, targets) for one in names)
-        if not wanted or any(_matches_any(one, ignore) for one in names):
+        wanted = targets is None or any(matches_any(one, targets) for one in names)
+        if not wanted or any(matches_any(one, ignore) for one in names):
             continue
         why = experts_obstacle(experts)
         if why is not None:
@@ -283,15 +298,3 @@ def _is_router(name: str, model: nn.Module) -> bool:
 def _output_embedding(model: nn.Module) -> nn.Module | None:
     getter = getattr(model, "get_output_embeddings", None)
     return getter() if getter is not None else None
-
-
-def _matches_any(name: str, entries: Sequence[str]) -> bool:
-    return any(_matches(name, entry) for entry in entries)
-
-
-def _matches(name: str, entry: str) -> bool:
-    return fnmatchcase(name, entry) or f".{entry}." in f".{name}."
-
-
-def _same_layer(name: str, stored: str) -> bool:
-    return name == stored or stored.endswith(f".{name}") or name.endswith(f".{stored}")

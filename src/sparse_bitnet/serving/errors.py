@@ -49,7 +49,9 @@ async def _not_valid(request: Request, error: Any) -> JSONResponse:
     field = ".".join(str(part) for part in first["loc"] if part != "body")
     if first["type"] == "extra_forbidden":
         return Refusal(400, f"{field} is unknown: leave it out", param=field).response()
-    wrong = f"{field}: {first['msg']}" if field else f"the body is no JSON object with application/json: {first['msg']}"
+    kind = request.headers.get("content-type", "none")
+    no_object = f"the body is no JSON object sent as Content-Type: application/json (it came as {kind}): {first['msg']}"
+    wrong = f"{field}: {first['msg']}" if field else no_object
     return Refusal(400, wrong, param=field or None).response()
 
 

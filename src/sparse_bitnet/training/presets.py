@@ -29,7 +29,12 @@ PRESETS = {
 
 
 def preset_config(name: str, vocabulary: int, end_of_text: int | None) -> Qwen2Config:
-    """The config of a preset for a tokenizer of that many entries; embedding and head are tied, as in Qwen2.5."""
+    """The config of a preset for a tokenizer of that many entries; embedding and head are tied, as in Qwen2.5.
+
+    ValueError for a name that is none.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset {name!r} is unknown: choose from {', '.join(PRESETS)}")
     return Qwen2Config(
         **PRESETS[name],
         vocab_size=-(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE,

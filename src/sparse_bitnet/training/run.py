@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from sparse_bitnet.training.compilation import compile_blocks
 from sparse_bitnet.training.config import TrainConfig
 from sparse_bitnet.training.console import ConsoleCallback
 from sparse_bitnet.training.model import build_model, build_tokenizer
-from sparse_bitnet.training.preemption import StopOnSigterm
+from sparse_bitnet.training.preemption import StopOnSignal
 from sparse_bitnet.training.processes import (
     failing_together,
     first_process_first,
@@ -33,6 +34,7 @@ from sparse_bitnet.training.processes import (
     is_first_process,
     join_processes,
 )
+from sparse_bitnet.training.resumption import Changes, changed_settings, check_changes, told
 from sparse_bitnet.training.run_log import (
     CONFIG_FILE,
     ENVIRONMENT_FILE,
@@ -49,19 +51,19 @@ from sparse_bitnet.training.trainer import Trainer, checkpoint_damage, checkpoin
 class TrainResult:
     """`model_directory` holds the latent checkpoint; `log` is the Trainer's history of log events.
 
-    Not `complete`: SIGTERM stopped the run after `steps`, a checkpoint is saved, `model_directory` is not written.
+    stopped_by  the signal that ended the run after `steps`: a checkpoint is saved, `model_directory` is not written
     """
 
     model_directory: Path
     steps: int
     log: list[dict[str, Any]]
-    complete: bool
+    stopped_by: signal.Signals | None = None
 
 
 def train(config: TrainConfig, resume: str = "never") -> TrainResult:
     """Train as `config` says and leave a latent checkpoint in `output_dir/model`; on all processes of torchrun.
 
-    SIGTERM ends the run early, after the step and with a checkpoint to resume from.
+    SIGTERM or SIGINT ends the run early, after the step and with a checkpoint to resume from.
 
     resume  `never` refuses an output_dir that holds checkpoints; `auto` goes on from the newest whole one, or begins
             anew where there is none; a checkpoint directory goes on from that one
@@ -79,14 +81,19 @@ def train(config: TrainConfig, resume: str = "never") -> TrainResult:
             if text is not None:
                 text.paths()  # a missing file is told before any work
         checkpoint = checkpoint_to_resume(root, resume) if first else None
-    checkpoint = from_all_processes(checkpoint)[0]
+    checkpoint, changes = from_all_processes(checkpoint)[0], Changes()
     if checkpoint is not None:
         state = read_json(checkpoint / TRAINER_STATE_NAME)
+        with failing_together():
+            changes = changed_settings(checkpoint.parent / CONFIG_FILE, config)
+            check_changes(changes)
         if state["global_step"] >= config.training.steps:  # Trainer would make one step more
             with failing_together():
                 if first:
+                    if changes:
+                        print(f"{state['global_step']} steps are done; not applied: {told(changes)}", flush=True)
                     _export_checkpoint(checkpoint, root / MODEL)
-            return TrainResult(root / MODEL, state["global_step"], state["log_history"], complete=True)
+            return TrainResult(root / MODEL, state["global_step"], state["log_history"])
     with first_process_first():
         root.mkdir(parents=True, exist_ok=True)
         tokenizer = build_tokenizer(config, root, source, resumed=checkpoint is not None or not first)
@@ -99,7 +106,7 @@ def train(config: TrainConfig, resume: str = "never") -> TrainResult:
             blocks = TokenBlocks(file, config.training.block_size, "the validation text")
             validation = Subset(blocks, range(min(len(blocks), config.training.eval_blocks)))
         if first:
-            _describe_run(config, root, checkpoint, processes)
+            _describe_run(config, root, checkpoint, processes, changes)
     with failing_together():
         trainer, console, stop = _trainer(config, root, model, tokenizer, data, validation)
     try:
@@ -110,11 +117,11 @@ def train(config: TrainConfig, resume: str = "never") -> TrainResult:
             raise
     finally:
         console.close()
-    complete = trainer.state.global_step >= trainer.state.max_steps
-    if complete:
+    stopped_by = stop.received if trainer.state.global_step < trainer.state.max_steps else None
+    if stopped_by is None:
         with failing_together():
             _export(trainer, root / MODEL)
-    return TrainResult(root / MODEL, trainer.state.global_step, trainer.state.log_history, complete)
+    return TrainResult(root / MODEL, trainer.state.global_step, trainer.state.log_history, stopped_by)
 
 
 def check_sharding(config: TrainConfig, processes: int) -> None:
@@ -169,13 +176,13 @@ def _trainer(
     tokenizer: PreTrainedTokenizerBase,
     data: Dataset[Any],
     validation: Dataset[Any] | None,
-) -> tuple[Trainer, ConsoleCallback, StopOnSigterm]:
+) -> tuple[Trainer, ConsoleCallback, StopOnSignal]:
     settings = config.training
     arguments = training_arguments(settings, root, model, evaluates=validation is not None)
     if settings.compile:
         compile_blocks(model)
     console = ConsoleCallback(_tokens_per_step(config, arguments.world_size))
-    stop = StopOnSigterm()
+    stop = StopOnSignal()
     quantised = config.recipe.values != "full"
     callback = SparseBitNetCallback(
         schedule=config.pattern_schedule(),
@@ -191,15 +198,20 @@ def _trainer(
             device=arguments.device,
         ),
     )
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=data,
-        eval_dataset=validation,
-        processing_class=tokenizer,
-        callbacks=[callback, console, stop],
-        sharding=settings.sharding,
-    )
+    try:
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=data,
+            eval_dataset=validation,
+            processing_class=tokenizer,
+            callbacks=[callback, console, stop],
+            sharding=settings.sharding,
+        )
+    except RuntimeError as error:
+        if not settings.report_to or "installed" not in str(error):
+            raise
+        raise ValueError(f"training.report_to={settings.report_to}: {error}") from error
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer, console, stop
@@ -220,11 +232,12 @@ def _export_checkpoint(checkpoint: Path, directory: Path) -> None:
         copy_model(checkpoint, staging)
 
 
-def _describe_run(config: TrainConfig, root: Path, checkpoint: Path | None, processes: int) -> None:
+def _describe_run(config: TrainConfig, root: Path, checkpoint: Path | None, processes: int, changes: Changes) -> None:
     """Write settings and environment; tell how a resumed run differs from what it was."""
     tokens = _tokens_per_step(config, processes)
     if checkpoint is not None:
-        _warn_of_changes(root / CONFIG_FILE, config)
+        if changes:
+            print(f"changed since the run began: {told(changes)}", flush=True)
         _warn_of_other_batch(checkpoint.parent / ENVIRONMENT_FILE, tokens)
     environment = {**provenance(), "processes": processes, "tokens_per_step": tokens}
     write_text(root / CONFIG_FILE, config.to_yaml())
@@ -234,16 +247,6 @@ def _describe_run(config: TrainConfig, root: Path, checkpoint: Path | None, proc
 def _tokens_per_step(config: TrainConfig, processes: int) -> int:
     settings = config.training
     return settings.block_size * settings.batch_size * settings.gradient_accumulation * processes
-
-
-def _warn_of_changes(file: Path, config: TrainConfig) -> None:
-    """Tell which settings differ from those that the resumed run began with."""
-    if not file.exists():
-        return
-    before, now = file.read_text(encoding="utf-8").splitlines(), config.to_yaml().splitlines()
-    changed = sorted(line.strip() for line in set(now) - set(before))
-    if changed:
-        print(f"changed since the run began: {', '.join(changed)}", flush=True)
 
 
 def _warn_of_other_batch(file: Path, tokens: int) -> None:

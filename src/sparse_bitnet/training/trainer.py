@@ -17,10 +17,10 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from sparse_bitnet.checkpoint.directory import check_directory, publish_directory, read_json, remove_directory
 from sparse_bitnet.checkpoint.loading import open_model
-from sparse_bitnet.training.callback import REMEDY, SparseBitNetCallback, TrainingDiverged, looks_for_nan
+from sparse_bitnet.training.callback import INITIAL_DECAY, REMEDY, SparseBitNetCallback, TrainingDiverged, looks_for_nan
 from sparse_bitnet.training.fused_loss import logits_budget
 from sparse_bitnet.training.monitors import first_non_finite_module
-from sparse_bitnet.training.preemption import StopOnSigterm
+from sparse_bitnet.training.preemption import StopOnSignal
 from sparse_bitnet.training.processes import failing_together, from_all_processes, on_any_process
 from sparse_bitnet.training.sharding import (
     shard_model,
@@ -30,6 +30,7 @@ from sparse_bitnet.training.sharding import (
     whole_weights,
 )
 
+SETTINGS = ("betas", "eps", "weight_decay", "initial_lr")  # of an optimizer's groups
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 INCOMPLETE = ".incomplete"  # where a checkpoint grows until it gets its name
 
@@ -115,11 +116,22 @@ class Trainer(transformers.Trainer):
                 torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The state of a checkpoint, under the settings of this run: a rate that was changed counts from here on."""
+        groups, rates = self.optimizer.param_groups, list(self.lr_scheduler.base_lrs)
+        settings = [{name: group[name] for name in SETTINGS} for group in groups]
         if not self.sharded or checkpoint is None:
-            return super()._load_optimizer_and_scheduler(checkpoint)
-        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, mmap=True, weights_only=True)
-        self.optimizer.load_state_dict(split_optimizer_state(state, self.optimizer))
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+            super()._load_optimizer_and_scheduler(checkpoint)
+        else:
+            state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, mmap=True, weights_only=True)
+            self.optimizer.load_state_dict(split_optimizer_state(state, self.optimizer))
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        if checkpoint is None:
+            return
+        scheduler, step = self.lr_scheduler, self.lr_scheduler.last_epoch
+        scheduler.base_lrs = rates
+        scheduler._last_lr = [rate * share(step) for rate, share in zip(rates, scheduler.lr_lambdas, strict=True)]
+        for group, wanted, rate in zip(self.optimizer.param_groups, settings, scheduler.get_last_lr(), strict=True):
+            group.update(wanted, lr=rate, **{INITIAL_DECAY: wanted["weight_decay"]})
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
@@ -145,7 +157,7 @@ class Trainer(transformers.Trainer):
 
 def _turn(callback: TrainerCallback) -> int:
     """What decides whether to log, save and stop comes first, then our readings and checks, then the loggers."""
-    decides = isinstance(callback, DefaultFlowCallback | StopOnSigterm)
+    decides = isinstance(callback, DefaultFlowCallback | StopOnSignal)
     return 0 if decides else 1 if isinstance(callback, SparseBitNetCallback) else 2
 
 
