@@ -34,7 +34,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """A line `<!-- generated: NAME -->` becomes the figure or table of that name, a link to the notebook one to its page."""
+    """Lines `<!-- generated: NAME -->` become figures or tables of that name; links to the notebook lead to its page."""
     markdown = markdown.replace(f"{NOTEBOOK.name})", f"{NOTEBOOK.with_suffix('.md').name})")
     return GENERATED.sub(lambda match: (FIGURES | TABLES)[match[1]](), markdown)
 

@@ -137,7 +137,10 @@ def packed(
     from sparse_bitnet.bench.packed import bench_packed
 
     torch.manual_seed(0)
-    rows = bench_packed(_shapes(shapes), numbers("tokens", tokens), torch.device(choose_device(device)))
+    chosen = choose_device(device)
+    if chosen == "cpu":
+        print("on a CPU, without fp8; `bench linear` measures the layers of a whole model there")
+    rows = bench_packed(_shapes(shapes), numbers("tokens", tokens), torch.device(chosen))
     names = ("bf16", "fp8", "ours")
     print(f"{'shape':<14}{'tokens':>7}{''.join(f'{name:>10}' for name in names)} us{'x bf16':>8}{'x fp8':>7}  of copy")
     for row in rows:
