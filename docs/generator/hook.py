@@ -34,7 +34,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Lines `<!-- generated: NAME -->` become figures or tables of that name; links to the notebook lead to its page."""
+    """Lines `<!-- generated: NAME -->` become figures or tables; links to the notebook lead to its page."""
     markdown = markdown.replace(f"{NOTEBOOK.name})", f"{NOTEBOOK.with_suffix('.md').name})")
     return GENERATED.sub(lambda match: (FIGURES | TABLES)[match[1]](), markdown)
 
