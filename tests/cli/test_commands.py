@@ -267,13 +267,13 @@ def test_a_forced_backend_that_is_unknown_is_one_line(
 
 
 def test_the_demo_learns_python_and_packs_without_loss(command: Command, tmp_path: Path) -> None:
-    """The demo as the README has it, but for half of its steps: the figures told there are a result file's."""
+    """The demo as the README has it, but for a third of its steps: the figures told there are a result file's."""
     figures = tmp_path / "figures.json"
-    answer = command("demo", tmp_path / "demo", "--steps", 200, "--json", figures)
+    answer = command("demo", tmp_path / "demo", "--steps", 130, "--json", figures)
     assert answer.code == 0
     seen = json.loads(figures.read_text())["figures"]
     assert seen["perplexity_unigram"] > 350
-    assert seen["perplexity_latent"] < 65
+    assert seen["perplexity_latent"] < 90
     assert seen["perplexity_packed"] == pytest.approx(seen["perplexity_latent"], rel=1e-3)
     assert seen["holds_pattern"]
     assert seen["bits_per_weight"] == 2.0

@@ -7,10 +7,7 @@ fp32 away at most, since it is multiplied by 1 / scale.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -29,18 +26,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RECIPES = [*all_recipes("6:8", ("int8",)), *all_recipes("3:5", ("int8",))]
 HALF = torch.float16 if INTERPRETED else torch.bfloat16  # the interpreter cuts bf16 off instead of rounding it
 
-runs = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="test_in_the_interpreter runs it, with Triton")
+runs = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="test_triton_interpreter.py runs it, with Triton")
 gpu = pytest.mark.gpu if not INTERPRETED else lambda test: test
-
-
-@pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the tests run here by themselves")
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs the package triton")
-def test_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert answer.returncode == 0, answer.stdout
-    assert " passed" in answer.stdout
 
 
 def random_weight(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

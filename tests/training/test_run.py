@@ -272,13 +272,13 @@ def test_what_is_changed_on_a_resume_counts_from_there_on(
     assert resumed.steps == 6
 
 
-@pytest.mark.parametrize("override", ["model.source=tiny", "tokenizer.vocab_size=300", "recipe.values=sign"])
-def test_what_a_checkpoint_has_settled_cannot_be_changed(settings: Settings, tmp_path: Path, override: str) -> None:
+def test_what_a_checkpoint_has_settled_cannot_be_changed(settings: Settings, tmp_path: Path) -> None:
     train(settings("training.steps=2"))
     before = (tmp_path / "run" / "config.yaml").read_text()
-    with pytest.raises(ValueError, match=rf"{override} cannot be set on a resume, as the run began with"):
-        train(settings("training.steps=4", override), resume="auto")
-    assert (tmp_path / "run" / "config.yaml").read_text() == before
+    for override in ("model.source=tiny", "tokenizer.vocab_size=300", "recipe.values=sign"):
+        with pytest.raises(ValueError, match=rf"{override} cannot be set on a resume, as the run began with"):
+            train(settings("training.steps=4", override), resume="auto")
+        assert (tmp_path / "run" / "config.yaml").read_text() == before
 
 
 def test_a_run_that_is_over_says_what_it_does_not_apply(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
