@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,11 +33,12 @@ def examples() -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": row, "labels": row} for row in rows]
 
 
-def arguments(directory: Path) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(directory), max_steps=6, logging_steps=1, save_strategy="no", report_to="none", use_cpu=True,
-        dataloader_pin_memory=False, disable_tqdm=True, weight_decay=0.2, per_device_train_batch_size=4,
-    )  # fmt: skip
+def arguments(directory: Path, **options: Any) -> TrainingArguments:
+    settings: dict[str, Any] = {
+        "max_steps": 6, "logging_steps": 1, "save_strategy": "no", "report_to": "none", "use_cpu": True,
+        "dataloader_pin_memory": False, "disable_tqdm": True, "weight_decay": 0.2, "per_device_train_batch_size": 4,
+    }  # fmt: skip
+    return TrainingArguments(output_dir=str(directory), **(settings | options))
 
 
 @pytest.mark.parametrize("trainer_class", [Trainer, SparseBitNetTrainer])
@@ -75,6 +77,22 @@ def test_the_checkpoint_of_a_dense_stage_says_that_it_is_dense(
     callback = SparseBitNetCallback(dense_to_sparse(NMPattern(2, 4), 0.99))
     Trainer(model=model, args=arguments(tmp_path), train_dataset=examples(), callbacks=[callback]).train()
     assert model.config.quantization_config["pattern"] == "4:4"
+
+
+@pytest.mark.parametrize("options", [{"optim": "sgd"}, {"lr_scheduler_type": "reduce_lr_on_plateau"}], ids=str)
+def test_our_trainer_resumes_any_optimizer_and_schedule(
+    latent_model: Callable[..., PreTrainedModel], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    if "lr_scheduler_type" in options:
+        options = {**options, "eval_strategy": "steps", "eval_steps": 1}
+    for steps, resumed in ((2, False), (4, True)):
+        settings = arguments(tmp_path, save_strategy="steps", save_steps=1, max_steps=steps, **options)
+        trainer = SparseBitNetTrainer(
+            model=latent_model(), args=settings, train_dataset=examples(), eval_dataset=examples(),
+            callbacks=[SparseBitNetCallback()],
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=resumed)
+        assert trainer.state.global_step == steps
 
 
 def test_our_trainer_shows_the_readings_to_the_loggers(

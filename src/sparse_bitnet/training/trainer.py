@@ -12,6 +12,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import DefaultFlowCallback, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
@@ -117,21 +118,23 @@ class Trainer(transformers.Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """The state of a checkpoint, under the settings of this run: a rate that was changed counts from here on."""
-        groups, rates = self.optimizer.param_groups, list(self.lr_scheduler.base_lrs)
-        settings = [{name: group[name] for name in SETTINGS} for group in groups]
+        settings = [{name: group[name] for name in SETTINGS if name in group} for group in self.optimizer.param_groups]
+        rates: Any = list(getattr(self.lr_scheduler, "base_lrs", ()))
         if not self.sharded or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
         else:
             state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, mmap=True, weights_only=True)
             self.optimizer.load_state_dict(split_optimizer_state(state, self.optimizer))
             self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
-        if checkpoint is None:
+        if checkpoint is None or not isinstance(self.lr_scheduler, LambdaLR):  # others have no rate of a step by itself
             return
         scheduler, step = self.lr_scheduler, self.lr_scheduler.last_epoch
         scheduler.base_lrs = rates
         scheduler._last_lr = [rate * share(step) for rate, share in zip(rates, scheduler.lr_lambdas, strict=True)]
         for group, wanted, rate in zip(self.optimizer.param_groups, settings, scheduler.get_last_lr(), strict=True):
-            group.update(wanted, lr=rate, **{INITIAL_DECAY: wanted["weight_decay"]})
+            group.update(wanted, lr=rate)
+            if INITIAL_DECAY in group:
+                group[INITIAL_DECAY] = wanted["weight_decay"]
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
