@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 
 from experiments import paper
 from experiments.degradation import (
@@ -25,6 +26,7 @@ from experiments.tables import ABLATED, DENSE, LARGER, MAKE, PATTERNS
 from experiments.wording import NAMES, NOT_YET, ratio_of, table, values_of
 
 Range = tuple[float, float]
+TOO_FEW = "too few seeds"
 
 
 def in_short(scale: Scale, results: Results) -> str:
@@ -100,15 +102,14 @@ def _changes(scale: Scale, results: Results) -> list[list[str]]:
 
 
 def _costs(row: Degradation) -> list[str]:
-    there = paper.DEGRADATIONS[row.pattern]
     told = [row.pattern]
-    for values, figure in zip(MAKE, there, strict=True):
-        told.append(_with_interval(figure, interval(row.ratios[values]), row.ratios[values]))
+    for values, there in zip(MAKE, paper.DEGRADATIONS[row.pattern], strict=True):
+        told.append(_beside(there, interval(row.ratios[values]), row.ratios[values]))
     ratio = row.comparison and (row.comparison.low, row.comparison.high)
-    return [*told, _with_interval(there[0] / there[1], ratio, [one for each in row.ratios.values() for one in each])]
+    return [*told, _beside(_saved_there(row.pattern), ratio, [one for each in row.ratios.values() for one in each])]
 
 
-def _with_interval(there: float, within: Range | None, found: Sequence[float]) -> str:
+def _beside(there: float, within: Range | None, found: Sequence[float]) -> str:
     here = "" if within is None else f"{within[0]:.3f} to {within[1]:.3f}: "
     return f"{there:.3f}; {here}{_against(there, within, found)}"
 
@@ -116,7 +117,7 @@ def _with_interval(there: float, within: Range | None, found: Sequence[float]) -
 def _against(there: float, within: Range | None, found: Sequence[float]) -> str:
     """How what was `found`, and its interval, lies to the paper's figure."""
     if within is None:
-        return DIVERGED if len(found) > 1 else NOT_YET
+        return NOT_YET if not found else TOO_FEW if all(map(isfinite, found)) else DIVERGED
     return "compatible" if within[0] <= there <= within[1] else "below" if within[1] < there else "above"
 
 
@@ -140,15 +141,14 @@ def _in_all(rows: list[Degradation]) -> str:
 
 def _how_much(rows: list[Degradation]) -> str:
     """By how much, beside the paper."""
-    known = [row for row in rows if row.comparison is not None]
-    less = []
-    for row in known:
-        bf16, ternary = paper.DEGRADATIONS[row.pattern]
-        if row.comparison and row.comparison.high < bf16 / ternary:
-            less.append(row.pattern)
-    if not less:
-        return ""
-    return f"What ternary weights save is less than in the paper at {', '.join(less)}."
+    less = [row.pattern for row in rows if row.comparison and row.comparison.high < _saved_there(row.pattern)]
+    return f"What ternary weights save is less than in the paper at {', '.join(less)}." if less else ""
+
+
+def _saved_there(pattern: str) -> float:
+    """The paper's degradation of BF16 over that of ternary."""
+    bf16, ternary = paper.DEGRADATIONS[pattern]
+    return bf16 / ternary
 
 
 def _worse(each: Sequence[Ablation]) -> str:

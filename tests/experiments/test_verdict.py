@@ -145,6 +145,16 @@ def test_one_size_that_is_not_run_is_said_to_be_so(tmp_path: Path, pattern: str)
     assert rows["so it does at 21m weights, 5.6 tokens each"][2] == "not run yet"
 
 
+def test_one_seed_of_each_is_no_run_that_diverged(tmp_path: Path) -> None:
+    results = results_of(tmp_path, cost_of_paper)
+    for run in TABLES["claim"](PAPER, results):
+        if run.seed > 0 and str(run.recipe.pattern) == "7:8":
+            del results.found[run.key]
+    rows = told(results)
+    assert [cell.rpartition("; ")[2] for cell in rows["7:8"]] == 3 * ["too few seeds"]
+    assert rows["6:8"][0].endswith(": compatible")
+
+
 def test_what_the_paper_tells_is_of_changes_that_are_made(tmp_path: Path) -> None:
     assert set(paper.ABLATIONS) < set(changes(PAPER, paper.PATTERN))
     assert paper.PATTERN in ABLATED and set(paper.DEGRADATIONS) == set(PATTERNS[1:])

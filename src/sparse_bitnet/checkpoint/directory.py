@@ -23,6 +23,11 @@ TOKENIZER_FILES = (
 OTHER_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
+def is_no_hub_id(source: str) -> bool:
+    """Whether `source` can be meant as a path alone: an id of the Hub is a name, or owner/name."""
+    return source.count("/") > 1 or source.startswith((".", "/", "~"))
+
+
 def check_directory(directory: Path | str) -> None:
     """ValueError unless `directory` holds a model as `save_pretrained` writes it, all files whole."""
     directory = Path(directory)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 import sparse_bitnet  # noqa: F401  registers the reader of our checkpoints
-from sparse_bitnet.checkpoint.directory import check_directory
+from sparse_bitnet.checkpoint.directory import check_directory, is_no_hub_id
 
 
 def resolve_source(source: str) -> str:
@@ -20,7 +20,7 @@ def resolve_source(source: str) -> str:
     if path.exists():
         check_directory(path)
         return str(path)
-    if source.count("/") > 1 or source.startswith((".", "/", "~")):
+    if is_no_hub_id(source):
         raise ValueError(f"{source}: no such directory")
     return source
 

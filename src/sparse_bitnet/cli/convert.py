@@ -37,10 +37,10 @@ def convert(
         raise ValueError(f"--dtype {dtype} is not one of auto, float32, bfloat16, float16")
     with whole_directory(output) as staging:
         opened = open_model(model)
-        kinds = {isinstance(layer, PackedLayer) for _, layer in named_layers(opened)}
-        if True in kinds:
+        layers = [layer for _, layer in named_layers(opened)]
+        if any(isinstance(layer, PackedLayer) for layer in layers):
             raise ValueError(f"{model} is packed already")
-        if not kinds:
+        if not layers:
             raise ValueError(
                 f"{model} has no ternary layers to pack: `sparse-bitnet import {model} DIRECTORY` makes a model of it "
                 f"that has, to be trained before it is packed"

@@ -9,6 +9,8 @@ from typing import Any
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
 
+from sparse_bitnet.checkpoint.directory import is_no_hub_id
+
 TOKENIZER_FILE = "tokenizer.json"
 SMALLEST_VOCABULARY = 256 + 1  # every byte, and the end of text
 
@@ -19,7 +21,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     A `tokenizer.json` is taken as it is: AutoTokenizer may replace its rules by those usual for the type of the model.
     """
     path = Path(source).expanduser()
-    if not path.exists() and (source.count("/") > 1 or source.startswith((".", "/", "~"))):
+    if not path.exists() and is_no_hub_id(source):
         raise ValueError(f"no tokenizer could be read from {source}: no such file or directory")
     try:
         if path.is_file():
