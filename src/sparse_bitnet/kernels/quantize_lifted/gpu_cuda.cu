@@ -12,6 +12,12 @@ constexpr int WINDOWS = M / 2 - 1;     // a group of M columns
 constexpr int WORDS = KIND ? 4 : 8;    // of the eight
 constexpr float MAGIC = 12582912.0f;   // plus an integer below 2^22: its lowest byte is that of the integer
 
+#if KIND == 1
+#define HALF "bf16"
+#else
+#define HALF "f16"
+#endif
+
 __device__ __forceinline__ float number(u32 bits) {  // of the dtype; above them may be others
     float value;
     if (KIND == 0) value = __uint_as_float(bits);
@@ -25,14 +31,6 @@ __device__ __forceinline__ float value_of(const u32 (&words)[WORDS], int i) {
     return number(KIND ? words[i / 2] >> 16 * (i % 2) : words[i % WORDS]);
 }
 
-__device__ __forceinline__ u32 bits_of(float value) {
-    u16 bits = 0;
-    if (KIND == 0) return __float_as_uint(value);
-    if (KIND == 1) asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-    if (KIND == 2) asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-    return bits;
-}
-
 __device__ __forceinline__ void read(const uint4* from, bool is_there, u32 (&words)[WORDS]) {
 #pragma unroll
     for (int i = 0; i < WORDS / 4; ++i) {
@@ -41,35 +39,52 @@ __device__ __forceinline__ void read(const uint4* from, bool is_there, u32 (&wor
     }
 }
 
-template <typename Change>
-__device__ __forceinline__ void change(u32 (&words)[WORDS], Change bits_at) {
+// function(value), rounded to the dtype, in place of each.
+template <typename Function>
+__device__ __forceinline__ void change(u32 (&words)[WORDS], Function function) {
 #pragma unroll
-    for (int i = 0; i < WORDS; ++i) words[i] = KIND ? bits_at(2 * i % EIGHT) | bits_at((2 * i + 1) % EIGHT) << 16 : bits_at(i);
+    for (int i = 0; i < WORDS; ++i) {
+        if (KIND == 0) words[i] = __float_as_uint(function(number(words[i])));
+        else {
+            float low = function(value_of(words, 2 * i % EIGHT)), high = function(value_of(words, (2 * i + 1) % EIGHT));
+            asm("cvt.rn." HALF "x2.f32 %0, %1, %2;" : "=r"(words[i]) : "f"(high), "f"(low));
+        }
+    }
 }
 
-// value / divisor, which is 1 or more. __fdiv_rn branches at each: gates of 16 bits took more time by it than their bytes.
-// With a divisor above 2^126 this gives 0 where that would be a number near 1e-36.
-__device__ __forceinline__ float quotient(float value, float divisor) {
-    if (KIND == 0) return __fdiv_rn(value, divisor);
-    float inverse;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(divisor));
-    float close = __fmul_rn(value, inverse), rest = __fmaf_rn(-close, divisor, value);
-    return rest == rest ? __fmaf_rn(rest, inverse, close) : close;  // infinities are right as they are
+// Products in the dtype, rounded once.
+__device__ __forceinline__ void multiply(u32 (&words)[WORDS], const u32 (&factors)[WORDS]) {
+#pragma unroll
+    for (int i = 0; i < WORDS; ++i) {
+        if (KIND == 0) words[i] = __float_as_uint(__fmul_rn(number(words[i]), number(factors[i])));
+        else asm("mul.rn." HALF "x2 %0, %0, %1;" : "+r"(words[i]) : "r"(factors[i]));
+    }
 }
 
-// silu(gate) * up in place of gate, rounded twice, as PyTorch rounds them.
-__device__ __forceinline__ void open_gate(u32 (&gate)[WORDS], const u32 (&up)[WORDS]) {
-    change(gate, [&](int i) {
-        float value = value_of(gate, i), silu = quotient(value, __fadd_rn(1.0f, expf(-value)));
-        return bits_of(__fmul_rn(number(bits_of(silu)), value_of(up, i)));
-    });
+// The largest magnitude so far, as bits, which order like the numbers do, with NaN above infinity; two in 16 bits each.
+__device__ __forceinline__ u32 larger(u32 magnitude, u32 word) {
+    if (KIND == 0) return max(magnitude, word & 0x7FFFFFFF);
+    asm("max.u16x2 %0, %0, %1;" : "+r"(magnitude) : "r"(word & 0x7FFF7FFF));
+    return magnitude;
 }
 
-// Left to itself, the compiler would rather spill than have a multiprocessor run one block.
-extern "C" __global__ void __launch_bounds__(THREADS, HELD > 5 ? 1 : 0) quantize_lifted(
+// In 16 bits by the exponential and the reciprocal of the hardware, right to 2^-21 before the result is rounded: gates took
+// more time by the exact ones than their bytes. Below -87 it is 0 where that would be a number near 1e-36.
+__device__ __forceinline__ float silu(float value) {
+    if (KIND == 0) return __fdiv_rn(value, __fadd_rn(1.0f, expf(-value)));
+    float power, inverse;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(value * -1.44269504f));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + power));
+    return value * inverse;
+}
+
+// Left to itself, the compiler would rather spill than have a multiprocessor run one block; and for gates it would take
+// registers of which fewer blocks have enough, whose loads hide behind each other's exponentials.
+constexpr int BLOCKS_AT_ONCE = HELD > 5 ? 1 : GATED && KIND && HELD <= 3 ? 2048 / THREADS : 0;
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) quantize_lifted(
     const uint4* x, const uint4* norm_weight, uint4* lifted, uint2* codes, float* scales, int* totals,
     int eights, int chunks) {
-    extern __shared__ __align__(16) unsigned char row[];  // the token's codes before the lift
+    extern __shared__ __align__(16) unsigned char row[];  // the token's codes before the lift, with M = 8 after it
     __shared__ u32 largest[THREADS / 32];
     asm volatile("griddepcontrol.wait;\n griddepcontrol.launch_dependents;" ::: "memory");
     u32 held[HELD][WORDS];
@@ -81,7 +96,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, HELD > 5 ? 1 : 0) quantize
         if (GATED) {
             u32 up[WORDS];
             read(token + (eights + place) * (WORDS / 4), place < eights, up);
-            open_gate(held[i], up);
+            change(held[i], silu);
+            multiply(held[i], up);
         }
     }
     if (NORMED) {  // weight * (x / its root mean square), rounded twice, as transformers rounds them
@@ -104,18 +120,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, HELD > 5 ? 1 : 0) quantize
         for (int i = 0; i < THREADS / 32; ++i) sum += squares[i];
         float factor = rsqrtf(__fadd_rn(__fdiv_rn(sum, (float)(eights * EIGHT)), EPSILON));
 #pragma unroll
-        for (int i = 0; i < HELD; ++i)
-            change(held[i], [&](int j) {
-                u32 rounded = bits_of(__fmul_rn(value_of(held[i], j), factor));
-                return bits_of(__fmul_rn(number(rounded), value_of(weight[i], j)));
-            });
+        for (int i = 0; i < HELD; ++i) {
+            change(held[i], [&](float value) { return __fmul_rn(value, factor); });
+            multiply(held[i], weight[i]);
+        }
     }
-    u32 magnitude = 0;  // as bits, which order like the floats do, with NaN above infinity
+    u32 magnitude = 0;
 #pragma unroll
     for (int i = 0; i < HELD; ++i)
 #pragma unroll
-        for (int j = 0; j < EIGHT; ++j)
-            magnitude = max(magnitude, __float_as_uint(value_of(held[i], j)) & 0x7FFFFFFF);
+        for (int j = 0; j < WORDS; ++j) magnitude = larger(magnitude, held[i][j]);
+    if (KIND) magnitude = __float_as_uint(number(max(magnitude & 0xFFFF, magnitude >> 16)));
     magnitude = __reduce_max_sync(0xFFFFFFFF, magnitude);
     if (threadIdx.x % 32 == 0) largest[threadIdx.x / 32] = magnitude;
     __syncthreads();
@@ -123,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, HELD > 5 ? 1 : 0) quantize
     for (int i = 0; i < THREADS / 32; ++i) magnitude = max(magnitude, largest[i]);
     float scale = __fdiv_rn(127.0f, fmaxf(__uint_as_float(min(magnitude, 0x7F800000u)), SMALLEST));
     if (threadIdx.x == 0) scales[blockIdx.x] = scale;
-    float highest = scale > 0 ? 127.0f : 0.0f, lowest = scale > 0 ? -128.0f : 0.0f;  // a token with NaN has no codes
+    u32 kept = scale > 0 ? 0xFFFFFFFF : 0;  // a token with NaN or infinities has no codes
     int total = 0;
 #pragma unroll
     for (int i = 0; i < HELD; ++i) {
@@ -134,10 +149,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, HELD > 5 ? 1 : 0) quantize
             u32 sums[4];
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-                float product = __fmul_rn(value_of(held[i], 4 * half + j), scale);
-                sums[j] = __float_as_uint(__fadd_rn(fminf(fmaxf(product, lowest), highest), MAGIC));
+                float product = __fmul_rn(value_of(held[i], 4 * half + j), scale);  // at most 127, and that to 2^-23
+                sums[j] = __float_as_uint(__fadd_rn(product, MAGIC));
             }
             bytes[half] = __byte_perm(__byte_perm(sums[0], sums[1], 0x0040), __byte_perm(sums[2], sums[3], 0x0040), 0x5410);
+            bytes[half] &= kept;
         }
         if (place < eights) {
             uint2 both = make_uint2(bytes[0], bytes[1]);
@@ -147,7 +163,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, HELD > 5 ? 1 : 0) quantize
                 for (int j = 0; j < 4; ++j) planes[j * eights] = __byte_perm(bytes[0], bytes[1], j | (j + 4) << 4);
                 total = __dp4a((int)bytes[0], 0x01010101, __dp4a((int)bytes[1], 0x01010101, total));
             } else if (M == 4) ((uint2*)lifted)[(size_t)blockIdx.x * eights + place] = both;
-            else ((uint2*)row)[place] = both;
+            else if (M == 8) {  // the thread has a group
+                u32* windows = (u32*)row + WINDOWS * place;
+                windows[0] = bytes[0], windows[1] = __byte_perm(bytes[0], bytes[1], 0x5432), windows[2] = bytes[1];
+            } else ((uint2*)row)[place] = both;
             if (M != 4 && codes) codes[(size_t)blockIdx.x * eights + place] = both;
         }
     }
@@ -162,11 +181,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, HELD > 5 ? 1 : 0) quantize
     }
     if (M == 4) return;
     __syncthreads();
+#pragma unroll 1
     for (int chunk = threadIdx.x; chunk < chunks; chunk += THREADS) {  // four windows
         u32 windows[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             int window = 4 * chunk + i;
+            if (M == 8) {
+                windows[i] = ((const u32*)row)[window];
+                continue;
+            }
             const u16* pairs = (const u16*)(row + window / WINDOWS * M + window % WINDOWS * 2);
             windows[i] = pairs[0] | (u32)pairs[1] << 16;
         }

@@ -1,7 +1,7 @@
 """Lifted int8 activations on a GPU, each token read once; the kernel is in gpu_cuda.cu.
 
-Bit for bit the reference, but for gates, whose exponential is that of CUDA on both sides only on a GPU, and whose
-division in 16 bits is exact up to 2^126 only; and for the order in which a norm adds squares.
+Bit for bit the reference, but for gates, whose exponential in fp32 is that of CUDA on both sides only on a GPU, and
+whose silu in 16 bits is right to 2^-21 before it is rounded; and for the order in which a norm adds squares.
 """
 
 from __future__ import annotations
@@ -51,6 +51,13 @@ def run(x: Tensor, activations: Activations, m: int, codes: Tensor, before: Befo
     return lifted, scale
 
 
+def shared_bytes(width: int, m: int) -> int:
+    """Of a block: codes that another thread lifts, or that are lifted, and written by another."""
+    if m == WINDOW:
+        return 0
+    return lifted_width(width, m) if m == EIGHT else width
+
+
 def launch(
     x: Tensor, before: Before, m: int, lifted: Tensor, scale: Tensor,
     codes: Tensor | None = None, total: Tensor | None = None,
@@ -62,7 +69,7 @@ def launch(
     eights, chunks = width // EIGHT, lifted_width(width, m) // CHUNK
     threads = 128 if eights <= 256 else 256 if eights <= 1024 else 512
     kernel = cuda_device.compile_kernel(
-        SOURCE, "quantize_lifted", 0 if m == WINDOW else width, waits=True,
+        SOURCE, "quantize_lifted", shared_bytes(width, m), waits=True,
         M=m, KIND=KINDS[x.dtype], THREADS=threads, HELD=-(-eights // threads), SMALLEST=f"{SMALLEST_MAGNITUDE}f",
         GATED=int(before == GATE), NORMED=int(norm is not None), EPSILON=f"{norm.epsilon if norm else 0.0}f",
         PLANES=int(total is not None),
