@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sparse_bitnet import _transformers_hook
 
 if TYPE_CHECKING:
-    from sparse_bitnet.kernels.packed_product import COMPILE_OPTIONS
+    from sparse_bitnet.kernels.compilation import COMPILE_OPTIONS
     from sparse_bitnet.nn.acceleration import accelerate
     from sparse_bitnet.nn.packed_linear import PackedLinear
     from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "COMPILE_OPTIONS": "kernels.packed_product",
+    "COMPILE_OPTIONS": "kernels.compilation",
     "NMPattern": "recipe",
     "PackedLinear": "nn.packed_linear",
     "Recipe": "recipe",

@@ -32,14 +32,14 @@ def compiled(source: Path, directory: Path, **definitions: str) -> str:
     return answer.stderr
 
 
-@pytest.mark.parametrize(("result", "per_row"), [("bf16", "0"), ("f16", "1")])
+@pytest.mark.parametrize(("result", "per_row", "adds"), [("bf16", "0", "1"), ("f16", "1", "0")])
 @pytest.mark.parametrize("tiling", TILINGS, ids=str)
 def test_the_sparse_product_compiles_and_is_not_serialised(
-    tiling: Tiling, result: str, per_row: str, tmp_path: Path
+    tiling: Tiling, result: str, per_row: str, adds: str, tmp_path: Path
 ) -> None:
     source = KERNELS / "sparse_product" / "gpu_sparse_tensor_core.cu"
     definitions = {name: str(value) for name, value in tiling.definitions.items()}
-    told = compiled(source, tmp_path, RESULT=f'"{result}"', PER_ROW=per_row, **definitions)
+    told = compiled(source, tmp_path, RESULT=f'"{result}"', PER_ROW=per_row, ADDS=adds, **definitions)
     assert "Compiling entry function 'sparse_product'" in told
     assert "serialized" not in told
     spilled = re.search(r"(\d+) bytes spill stores", told)

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from sparse_bitnet.bench.checks import by_reference, check_layers, check_likeness
 from sparse_bitnet.bench.timing import kernel_times
 from sparse_bitnet.engine.cuda_graphs import GROUPED, PLACES, Sequences, attention
-from sparse_bitnet.kernels.packed_product import COMPILE_OPTIONS
+from sparse_bitnet.kernels.compilation import COMPILE_OPTIONS
 from sparse_bitnet.kernels.timing import milliseconds
 from sparse_bitnet.nn.acceleration import accelerate
 from sparse_bitnet.nn.packed_linear import PackedLinear
@@ -46,7 +46,7 @@ class GenerationBench:
     systems    dense, or n:m of a packed model
     attention  of decoding: a name of transformers, or `grouped`, which does not repeat keys and values for the heads
                that share them, as `sdpa` with a mask does; that of prompts is `sdpa`, without a mask
-    inductor   names of torch.compile's options that are switched on, for all systems; packed ones write with
+    inductor   names of torch.compile's options that are switched on, for all systems; packed ones have
                COMPILE_OPTIONS too
     """
 
@@ -123,8 +123,7 @@ def _decode(bench: GenerationBench, model: PreTrainedModel, batch: int, device: 
     one_launch = work.step_in_one_launch()
     with attention(model, GROUPED if bench.attention == GROUPED_OPTION else bench.attention):
         if isinstance(one_launch, str):
-            is_packed = any(isinstance(module, PackedLinear) for module in model.modules())
-            step = _compiled(bench, work.greedy(work.step), device, COMPILE_OPTIONS if is_packed else {})
+            step = _compiled(bench, model, work.greedy(work.step), device)
         else:
             step = work.greedy(one_launch)
         likeness = check_likeness(step().clone(), expected)
@@ -145,7 +144,7 @@ def _prefill(bench: GenerationBench, model: PreTrainedModel, tokens: int, device
     with by_reference(model):
         expected = work.read(prompt)
     _forget(device)
-    read = _compiled(bench, lambda: work.read(prompt), device, {})
+    read = _compiled(bench, model, lambda: work.read(prompt), device)
     likeness = check_likeness(read().clone(), expected)
     ms = milliseconds(read, bench.repeats, device)
     row = {"ms": ms, "tokens_per_second": 1e3 * tokens / ms, "likeness": likeness, "peak_bytes": _peak(device)}
@@ -158,11 +157,13 @@ def _prompt(bench: GenerationBench, batch: int, tokens: int, device: torch.devic
 
 
 def _compiled(
-    bench: GenerationBench, run: Callable[[], Tensor], device: torch.device, options: dict[str, Any]
+    bench: GenerationBench, model: PreTrainedModel, run: Callable[[], Tensor], device: torch.device
 ) -> Callable[[], Tensor]:
     if device.type != "cuda":
         return run
-    return torch.compile(run, fullgraph=True, dynamic=False, options=options | dict.fromkeys(bench.inductor, True))
+    is_packed = any(isinstance(module, PackedLinear) for module in model.modules())
+    options = (COMPILE_OPTIONS if is_packed else {}) | dict.fromkeys(bench.inductor, True)
+    return torch.compile(run, fullgraph=True, dynamic=False, options=options)
 
 
 def _profile(bench: GenerationBench, run: Callable[[], object], device: torch.device) -> list[dict[str, Any]]:

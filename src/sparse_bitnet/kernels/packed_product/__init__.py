@@ -1,15 +1,13 @@
 """Codes of activations x packed codes: `packed_linear` without the quantisation, for torch.compile and few tokens.
 
 Quantisation (quantize_planes) is plain mathematics there, which the compiler joins to what stands before it: one kernel
-adds the residual, takes the norm and writes codes. That it is one takes COMPILE_OPTIONS: they let it write planes, and
-look for the largest value of a wide token by itself.
+adds the residual, takes the norm and writes codes. That it is one takes COMPILE_OPTIONS (kernels/compilation.py): they
+let it write planes, and look for the largest value of a wide token by itself.
 
 Shapes: T tokens, O out_features, I in_features, B bytes a row, P parts.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +15,6 @@ from torch import Tensor
 from sparse_bitnet.kernels.dispatch import Backend, Operator
 
 OPERATOR = Operator(__name__, (Backend("gpu_triton", needs=("triton",)), Backend("reference")))
-COMPILE_OPTIONS: dict[str, Any] = {"triton.tiling_prevents_reduction_fusion": False, "split_reductions": False}
-"""For `torch.compile(model, options=...)` of an accelerated model that writes up to 64 sequences: with them all that
-stands between two of its products, quantisation and norm, is one kernel."""
 
 
 @torch.library.custom_op("sparse_bitnet::packed_product", mutates_args=())

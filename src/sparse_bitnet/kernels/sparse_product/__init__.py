@@ -39,15 +39,21 @@ def sparse_product(
     bias: Tensor | None,
     out_features: int,
     dtype: torch.dtype,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """y [..., O] in `dtype` = (codes . weight^T) * row_scale / token_scale + bias, rounded once.
+    """y [..., O] in `dtype` = (codes . weight^T) * row_scale / token_scale + bias + residual, rounded once.
 
-    codes [..., K] int8 and token_scale [..., 1] fp32 are lifted activations; the others see `SparseWeight`. Without
-    gradient.
+    codes [..., K] int8 and token_scale [..., 1] fp32 are lifted activations; the others see `SparseWeight`. residual
+    [..., O] in `dtype`, or None: ValueError where it is anything else. Without gradient.
     """
-    return OPERATOR.run(codes, token_scale, SparseWeight(fragments, row_scale, bias, out_features), dtype)
+    shape = (*codes.shape[:-1], out_features)
+    if residual is not None and (residual.shape != shape or residual.dtype != dtype):
+        found = f"{list(residual.shape)} in {residual.dtype}"
+        raise ValueError(f"residual is {found}, and the product it is added to {list(shape)} in {dtype}")
+    weight = SparseWeight(fragments, row_scale, bias, out_features)
+    return OPERATOR.run(codes, token_scale, weight, dtype, residual)
 
 
 @sparse_product.register_fake
-def _(codes, token_scale, fragments, row_scale, bias, out_features, dtype):  # type: ignore[no-untyped-def]
+def _(codes, token_scale, fragments, row_scale, bias, out_features, dtype, residual=None):  # type: ignore[no-untyped-def]
     return codes.new_empty(*codes.shape[:-1], out_features, dtype=dtype)

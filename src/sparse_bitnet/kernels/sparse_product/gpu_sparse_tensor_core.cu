@@ -1,9 +1,9 @@
 // The sparse product on Hopper's tensor cores. Compiled at run time by NVRTC, which defines RESULT (bf16 or f16), PER_ROW
-// (whether each row has a scale and a bias of its own, or all have one scale and none a bias), and what tiling.py tells:
-// TOKENS of a tile (64, 128 or 256), SPLITS of the lifted columns, WARPGROUPS of a block, STAGES in flight, how many of
-// them a warpgroup multiplies TOGETHER, and the BLOCKS_AT_ONCE of a multiprocessor.
+// (whether each row has a scale and a bias of its own, or all have one scale and none a bias), ADDS (whether there is a
+// residual), and what tiling.py tells: TOKENS of a tile (64, 128 or 256), SPLITS of the lifted columns, WARPGROUPS of a
+// block, STAGES in flight, how many of them a warpgroup multiplies TOGETHER, and the BLOCKS_AT_ONCE of a multiprocessor.
 //
-// y[t, o] = (sum over k of q[t, k] * codes[o, k]) * row_scale[o] / token_scale[t] + bias[o]
+// y[t, o] = (sum over k of q[t, k] * codes[o, k]) * row_scale[o] / token_scale[t] + bias[o] + residual[t, o]
 //
 // q [T, K] int8 are lifted activations, codes [O, K] are ternary and 2:4 along K (see formats/windows.py). The weight
 // is operand A of wgmma.sp, m64nTOKENSk64, and comes as fragments of 2 bits a weight (see formats/fragments.py), which
@@ -34,7 +34,8 @@ constexpr int OWN_TOKENS = TOKENS / SPLITS, OWN_SUMS = SUMS / SPLITS;  // that a
 constexpr int FRAGMENT_BYTES = ROWS * DEPTH / 4;  // of a warpgroup
 constexpr int STAGE_BYTES = TOKENS * DEPTH + WARPGROUPS * FRAGMENT_BYTES;
 constexpr int RESULT_BYTES = OWN_TOKENS * ROWS * 2;  // of a warpgroup
-constexpr int BARRIERS = 0, FACTORS = 1024;
+constexpr int BARRIERS = 0, RESIDUAL_BARRIERS = 512, ROW_FACTORS = 1024;  // scales of rows, then their biases
+constexpr int FACTORS = ROW_FACTORS + WARPGROUPS * ROWS * 8;
 constexpr int RESULTS = (FACTORS + WARPGROUPS * TOKENS * 8 + 1023) / 1024 * 1024;  // as the 128-byte swizzle needs
 constexpr int RING = RESULTS + WARPGROUPS * RESULT_BYTES;  // of stages: activations, then fragments; at last, sums of others
 constexpr int MAGIC_BITS = 0x4B400000;  // of MAGIC; plus an integer below 2^22, the bits of MAGIC plus it
@@ -145,6 +146,20 @@ __device__ __forceinline__ u32 pair(float low, float high) {
     return both;
 }
 
+__device__ __forceinline__ float2 unpair(u32 both) {
+    float2 two;
+    asm("{\n .reg .b16 low, high;\n mov.b32 {low, high}, %2;\n cvt.f32." RESULT " %0, low;\n"
+        " cvt.f32." RESULT " %1, high;\n}" : "=f"(two.x), "=f"(two.y) : "r"(both));
+    return two;
+}
+
+// Four matrices of 8 rows and 8 tokens, as they are stored at the end.
+__device__ __forceinline__ void load_four(u32 (&pairs)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
+                 : "r"(address));
+}
+
 // To add sums of other blocks to those of this one: d[i] of a tile's part of tokens comes to be d[i % OWN_SUMS] of the
 // block whose part it is, whole. A thread hands to the threads of its number, four sums at once, a warp 512 bytes.
 __device__ __forceinline__ void add_up(int (&d)[SUMS], u32 ring, int split, u32 row_block, int warpgroup, int thread) {
@@ -198,9 +213,10 @@ __device__ __forceinline__ Place place_of(int tile, int row_tiles, int token_til
 
 extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS + 32, BLOCKS_AT_ONCE)
 __cluster_dims__(CLUSTER, 1, 1) sparse_product(
-    const __grid_constant__ TensorMap activations, const __grid_constant__ TensorMap result, const uint4* fragments,
-    const float* token_scale, const float* row_scale, const float* bias, int row_scales, int tokens, int out_features,
-    int groups, int stages, int row_tiles, int token_tiles) {
+    const __grid_constant__ TensorMap activations, const __grid_constant__ TensorMap result,
+    const __grid_constant__ TensorMap residual, const uint4* fragments, const float* token_scale, const float* row_scale,
+    const float* bias, int row_scales, int tokens, int out_features, int groups, int stages, int row_tiles,
+    int token_tiles) {
     extern __shared__ __align__(1024) unsigned char memory[];
     u32 shared = (u32)__cvta_generic_to_shared(memory);
     u32 full = shared + BARRIERS, empty = full + 8 * STAGES;
@@ -214,6 +230,7 @@ __cluster_dims__(CLUSTER, 1, 1) sparse_product(
             initialise(full + 8 * stage, 1);
             initialise(empty + 8 * stage, 4 * WARPGROUPS * ROW_BLOCKS);  // a warp each
         }
+        for (int i = 0; i < WARPGROUPS; ++i) initialise(shared + RESIDUAL_BARRIERS + 8 * i, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     meet_cluster();
@@ -269,7 +286,9 @@ __cluster_dims__(CLUSTER, 1, 1) sparse_product(
     } else {
         int warp = thread / 32, lane = thread % 32;
         u32 results = shared + RESULTS + warpgroup * RESULT_BYTES;
+        u32 residual_ready = shared + RESIDUAL_BARRIERS + 8 * warpgroup;
         float2* factors = (float2*)(memory + FACTORS) + warpgroup * TOKENS;
+        float* row_factors = (float*)(memory + ROW_FACTORS) + warpgroup * 2 * ROWS;
         int d[SUMS];
         wait_for_launch_before();
         for (int tile = first; tile < all_tiles; tile += step) {
@@ -280,6 +299,13 @@ __cluster_dims__(CLUSTER, 1, 1) sparse_product(
             float scale_of_token[SCALES];
             for (int i = 0; i < SCALES; ++i)
                 scale_of_token[i] = token_scale[min(token + 128 * i + thread, tokens - 1)];
+            float row_factor = 0;
+            if (PER_ROW) {
+                int here = row + thread % ROWS;
+                bool is_there = here < out_features;
+                if (thread < ROWS) row_factor = row_scale[row_scales > 1 && is_there ? here : 0];
+                else if (bias && is_there) row_factor = bias[here];
+            }
             for (int stage = begin; stage < end; stage += TOGETHER) {
                 u32 a[TOGETHER][4], b[TOGETHER][4], metadata[TOGETHER][2], places[TOGETHER];
 #pragma unroll
@@ -306,6 +332,7 @@ __cluster_dims__(CLUSTER, 1, 1) sparse_product(
                 asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
                 if (stage <= begin + 2 && (stage + TOGETHER > begin + 2 || stage + TOGETHER >= end)) {
                     // in the shadow of the product, and when the scales have arrived
+                    if (PER_ROW) row_factors[thread] = row_factor;
 #pragma unroll
                     for (int i = 0; i < SCALES; ++i) {
                         // of 22 bits: MAGIC times it is exact, and (MAGIC + sum) * factor - MAGIC * factor rounds once
@@ -313,6 +340,16 @@ __cluster_dims__(CLUSTER, 1, 1) sparse_product(
                         if (TOKENS >= 128 || thread < TOKENS)
                             factors[128 * i + thread] = make_float2(factor, -MAGIC * factor);
                     }
+                    if (ADDS && thread == 0) {  // to where the result will be, once that of the tile before has left
+                        asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+                        expect(residual_ready, RESULT_BYTES);
+                        asm volatile(
+                            "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                            " [%0], [%1, {%3, %4}], [%2];" ::"r"(results), "l"(&residual), "r"(residual_ready), "r"(row),
+                            "r"(token + split * OWN_TOKENS)
+                            : "memory");
+                    }
+                    __syncwarp();
                 }
                 asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
                 __syncwarp();  // every lane has read its fragments; racecheck sees only those that arrive, and reports a race
@@ -326,21 +363,22 @@ __cluster_dims__(CLUSTER, 1, 1) sparse_product(
                 add_up(d, shared + RING, split, block, warpgroup, thread);
                 token += split * OWN_TOKENS;
             }
-            // d[4j .. 4j + 3]: rows r, r, r + 8, r + 8 and tokens 8j + 2q, + 1, + 0, + 1; r = lane / 4, q = lane % 4
-            int one = row + 16 * warp + lane / 4, other = one + 8;
-            bool is_one = one < out_features, is_other = other < out_features;
-            float scale_one = row_scale[row_scales > 1 && is_one ? one : 0];
-            float scale_other = row_scale[row_scales > 1 && is_other ? other : 0];
-            float bias_one = bias && is_one ? bias[one] : 0, bias_other = bias && is_other ? bias[other] : 0;
-            if (thread == 0) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");  // of the tile before
+            // d[4j .. 4j + 3]: a warp's rows r, r, r + 8, r + 8 and tokens 8j + 2q, + 1, + 0, + 1; r = lane / 4, q = lane % 4
+            if (ADDS) wait(residual_ready, (tile - first) / step & 1);
+            else if (thread == 0) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");  // of the tile before
             meet_warpgroup(warpgroup);
+            int one = 16 * warp + lane / 4, other = one + 8;
+            float scale_one = row_factors[one], scale_other = row_factors[other];
+            float bias_one = row_factors[ROWS + one], bias_other = row_factors[ROWS + other];
             u32 chunk = 2 * warp + lane / 8 % 2;  // of 8 rows, 16 bytes
             u32 line = results + (8 * (lane / 16) + lane % 8) * 128 + ((chunk ^ (lane % 8)) << 4);
             u32 factor = shared + FACTORS + (warpgroup * TOKENS + split * OWN_TOKENS + 2 * (lane % 4)) * 8;
             float4 now[2] = {load_two(factor), load_two(factor + 64)}, next[2];
+            u32 added[4];
 #pragma unroll
             for (int j = 0; j < OWN_TOKENS / 8; j += 2) {
                 u32 pairs[4];
+                if (ADDS) load_four(added, line + j * 8 * 128);
                 if (j + 2 < OWN_TOKENS / 8) {
                     next[0] = load_two(factor + 64 * (j + 2));
                     next[1] = load_two(factor + 64 * (j + 3));
@@ -355,8 +393,14 @@ __cluster_dims__(CLUSTER, 1, 1) sparse_product(
                         float scale_here = i < 2 ? scale_one : scale_other, bias_here = i < 2 ? bias_one : bias_other;
                         if (PER_ROW) sums[i] = fmaf(sums[i], scale_here, bias_here);
                     }
-                    pairs[2 * k] = pair(sums[0], sums[1]);
-                    pairs[2 * k + 1] = pair(sums[2], sums[3]);
+#pragma unroll
+                    for (int i = 0; i < 2; ++i) {
+                        if (ADDS) {
+                            float2 two = unpair(added[2 * k + i]);
+                            sums[2 * i] += two.x, sums[2 * i + 1] += two.y;
+                        }
+                        pairs[2 * k + i] = pair(sums[2 * i], sums[2 * i + 1]);
+                    }
                     now[k] = next[k];
                 }
                 asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(

@@ -19,7 +19,9 @@ RESULTS = {torch.bfloat16: '"bf16"', torch.float16: '"f16"'}
 obstacle = cuda_device.obstacle
 
 
-def supports(codes: Tensor, token_scale: Tensor, weight: SparseWeight, dtype: torch.dtype) -> str | None:
+def supports(
+    codes: Tensor, token_scale: Tensor, weight: SparseWeight, dtype: torch.dtype, residual: Tensor | None = None
+) -> str | None:
     if not codes.is_cuda:
         return f"the activations are on {codes.device.type}"
     if dtype not in RESULTS:
@@ -36,8 +38,9 @@ def supports(codes: Tensor, token_scale: Tensor, weight: SparseWeight, dtype: to
 
 
 def run(
-    codes: Tensor, token_scale: Tensor, weight: SparseWeight, dtype: torch.dtype, tiling: Tiling | None = None
-) -> Tensor:
+    codes: Tensor, token_scale: Tensor, weight: SparseWeight, dtype: torch.dtype, residual: Tensor | None = None,
+    tiling: Tiling | None = None,
+) -> Tensor:  # fmt: skip
     """`tiling`: another than is reckoned to be the best, with no more splits than stages."""
     y = codes.new_empty(*codes.shape[:-1], weight.out_features, dtype=dtype)
     if not y.numel():
@@ -47,10 +50,14 @@ def run(
     bias = None if weight.bias is None else weight.bias.contiguous()
     tokens, columns, scales = token_scale.numel(), codes.shape[-1], row_scale.numel()
     groups, stages = fragments.shape[:2]
-    plan = _plan(dtype, scales > 1 or bias is not None, tokens, groups, stages, codes.device, tiling)
+    residual = y if residual is None else residual.contiguous()  # y stands for none
+    per_row, adds = scales > 1 or bias is not None, residual is not y
+    plan = _plan(dtype, per_row, adds, tokens, groups, stages, codes.device, tiling)
+    own_tokens = plan.tiling.tokens // plan.tiling.splits
     maps = (
         cuda_device.tensor_map(codes, tokens, columns, plan.tiling.tokens // ROW_BLOCKS),
-        cuda_device.tensor_map(y, tokens, weight.out_features, plan.tiling.tokens // plan.tiling.splits),
+        cuda_device.tensor_map(y, tokens, weight.out_features, own_tokens),
+        cuda_device.tensor_map(residual, tokens, weight.out_features, own_tokens),
     )
     with torch.cuda.device_of(codes):
         plan.kernel.launch(
@@ -76,6 +83,7 @@ class _Plan:
 def _plan(
     dtype: torch.dtype,
     per_row: bool,
+    adds: bool,
     tokens: int,
     groups: int,
     stages: int,
@@ -86,7 +94,7 @@ def _plan(
     tiling = tiling or best_tiling(groups, stages, tokens, at_once)
     kernel = cuda_device.compile_kernel(
         SOURCE, "sparse_product", tiling.shared_bytes, waits=True,
-        RESULT=RESULTS[dtype], PER_ROW=int(per_row), **tiling.definitions,
+        RESULT=RESULTS[dtype], PER_ROW=int(per_row), ADDS=int(adds), **tiling.definitions,
     )  # fmt: skip
     row_tiles, token_tiles = tiling.tiles(groups, tokens)
     clusters = row_tiles * token_tiles  # one tile each where columns are split, since the ring then ends with sums

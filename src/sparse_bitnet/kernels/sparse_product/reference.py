@@ -14,11 +14,14 @@ def obstacle() -> None:
     return None
 
 
-def supports(codes: Tensor, token_scale: Tensor, weight: SparseWeight, dtype: torch.dtype) -> str | None:
+def supports(*arguments: object) -> str | None:
     return None
 
 
-def run(codes: Tensor, token_scale: Tensor, weight: SparseWeight, dtype: torch.dtype) -> Tensor:
+def run(
+    codes: Tensor, token_scale: Tensor, weight: SparseWeight, dtype: torch.dtype, residual: Tensor | None = None
+) -> Tensor:
     lifted = fragments.unpack(weight.fragments, weight.out_features)[:, : codes.shape[-1]]  # [O, K]
     y = integer_product(codes, lifted) * (weight.row_scale / token_scale)
-    return (y if weight.bias is None else y + weight.bias).to(dtype)
+    y = y if weight.bias is None else y + weight.bias
+    return (y if residual is None else y + residual).to(dtype)

@@ -78,7 +78,7 @@ class Tiling:
 
     @property
     def _before_stages(self) -> int:
-        barriers_and_factors = 1024 + self.warpgroups * self.tokens * 8
+        barriers_and_factors = 1024 + self.warpgroups * (ROWS + self.tokens) * 8
         results = self.block_rows * self.tokens // self.splits * 2
         return 1024 * -(-barriers_and_factors // 1024) + results
 

@@ -1,0 +1,118 @@
+"""The compiler's pass: a residual that is added to a product on sparse tensor cores is added by the product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+from torch.fx import Graph, GraphModule
+
+from formats.test_windows import random_codes
+from kernels.test_sparse_product import DEVICES, packed
+from sparse_bitnet.kernels.compilation import ADD, COMPILE_OPTIONS, PRODUCT, AddInProducts
+from sparse_bitnet.kernels.quantize_lifted import quantize_lifted
+from sparse_bitnet.kernels.sparse_product import sparse_product
+
+TOKENS, ROWS, COLUMNS = 65, 16, 64  # so many that quantisation is the operator's in compiled code too
+
+
+class Layer:
+    """A product of x [T, I] -> [T, O] in bf16."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.fragments = packed(random_codes(ROWS, COLUMNS, "6:8").to(device), 8)
+        self.scale = torch.full((1,), 0.1, device=device)
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        lifted = quantize_lifted(x, "int8", 8)
+        return sparse_product(*lifted, self.fragments, self.scale, None, ROWS, torch.bfloat16, residual)
+
+
+def inputs(device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """x [T, I] and a residual [T, O]."""
+    x = torch.randn(TOKENS, COLUMNS, dtype=torch.bfloat16, device=device)
+    return x, torch.randn(TOKENS, ROWS, dtype=torch.bfloat16, device=device)
+
+
+def traced(function: Callable[..., Tensor]) -> Graph:
+    """What the compiler's passes are given of a function of x and a residual."""
+    found = []
+
+    def keep(module: GraphModule, _: Any) -> Callable[..., Any]:
+        found.append(module.graph)
+        return module.forward
+
+    torch.compiler.reset()
+    torch.compile(function, backend=aot_autograd(fw_compiler=keep), fullgraph=True)(*inputs())
+    return found[0]
+
+
+def counts(graph: Graph) -> tuple[int, int]:
+    """Products with a residual, and additions."""
+    products = [node for node in graph.nodes if node.target is PRODUCT]
+    with_residual = sum(len(node.args) == 8 and node.args[7] is not None for node in products)
+    return with_residual, sum(node.target is ADD for node in graph.nodes)
+
+
+def counts_after(function: Callable[..., Tensor]) -> tuple[int, int]:
+    """The same, when the pass has been over what is traced."""
+    graph = traced(function)
+    AddInProducts()(graph)
+    graph.lint()
+    return counts(graph)
+
+
+def test_the_pass_adds_in_the_product_whichever_side_it_stands_on() -> None:
+    layer = Layer()
+    assert counts_after(lambda x, residual: layer(x) + residual) == (1, 0)
+    assert counts_after(lambda x, residual: residual + layer(x)) == (1, 0)
+    assert counts_after(lambda x, residual: layer(x, residual)) == (1, 0)
+
+
+def test_a_chain_of_blocks_keeps_the_order_of_its_sums() -> None:
+    one, other = Layer(), Layer()
+
+    def blocks(x: Tensor, residual: Tensor) -> Tensor:
+        first = residual + one(x)
+        return first + other(x * first.sum())
+
+    assert counts_after(blocks) == (2, 0)
+
+
+def test_of_two_products_one_takes_the_other_as_its_residual() -> None:
+    one, other = Layer(), Layer()
+    assert counts_after(lambda x, residual: one(x) + other(x)) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda layer, x, residual: (y := layer(x)) + residual * y,  # y is read twice
+        lambda layer, x, residual: (y := layer(x)) + y,
+        lambda layer, x, residual: layer(x) + residual[0],  # as many for all tokens
+        lambda layer, x, residual: layer(x) + residual.float(),
+        lambda layer, x, residual: torch.add(layer(x), residual, alpha=2),
+        lambda layer, x, residual: layer(x) + 1.0,
+        lambda layer, x, residual: layer(x, residual) + residual,  # it has one already
+    ],
+    ids=["read twice", "itself", "broadcast", "fp32", "alpha", "number", "has one"],
+)
+def test_what_is_no_residual_stays(function: Callable[..., Tensor]) -> None:
+    layer = Layer()
+    before = counts(traced(lambda x, residual: function(layer, x, residual)))
+    assert before[1] == 1
+    assert counts_after(lambda x, residual: function(layer, x, residual)) == before
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_compiled_model_adds_in_its_products(device: str) -> None:
+    layer, (x, residual) = Layer(device), inputs(device)
+    options = COMPILE_OPTIONS | {"fx_graph_cache": False}
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x, residual: residual + layer(x), fullgraph=True, options=options)
+    assert torch.equal(compiled(x, residual), layer(x, residual))
+    assert not torch.equal(layer(x, residual), residual + layer(x))  # which rounds twice
