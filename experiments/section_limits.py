@@ -19,7 +19,7 @@ WIDTH = 120
 
 
 def limits(scale: Scale, results: Results) -> str:
-    parts = (_rates, _seeds, _precisions, _text, _sizes)
+    parts = (_rates, _seeds, _precisions, _trend, _text, _sizes)
     told = [_point(part(scale, results)) for part in parts]
     return "## What this cannot tell, and what it would take\n\n" + "\n".join(told)
 
@@ -71,6 +71,15 @@ def _precisions(scale: Scale, results: Results) -> str:
     return f"""Costs are relative, each precision beside its own dense model, as in the paper. {beside} The precisions
         differ in more than their weights: int8 activations and the weight decay, as in the paper, and the rate that
         was chosen for each."""
+
+
+def _trend(scale: Scale, results: Results) -> str:
+    first, last = scale.sizes[0], scale.sizes[-1]
+    most, fewest = (scale.of_trend(size).tokens_each(size) for size in (first, last))
+    needed = int(most * SHAPES[last].weights)
+    return f"""Over sizes tokens a weight fall, from {most:.2g} at {first} to {fewest:.2g} at {last}, so that what
+        changes may be due to either. As many a weight at {last} as at {first} are {needed / 1e9:.2g} B tokens,
+        {results.passes(needed)} times through this text: it would take more text."""
 
 
 def _text(scale: Scale, results: Results) -> str:

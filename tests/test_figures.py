@@ -321,3 +321,14 @@ def test_the_degradations_of_the_readme_are_those_of_the_report() -> None:
     assert all(costs[pattern][0].endswith(": below") for pattern in ("6:8", "4:8", "3:8", "2:8"))
     changes = re.findall(r"^\| .* is worse \|.*\| (.*) \|$", report, re.MULTILINE)
     assert changes == 6 * ["no difference can be told"]
+    over_sizes = "smaller for ternary at 4:8 with 1.8m weights; smaller for ternary at 4:8 with 4.8m weights; "
+    assert f"{over_sizes}smaller for ternary at no pattern with 21m weights." in report
+    trend = {
+        row[0]: row[1:]
+        for row in re.findall(r"^\| (.*m) \| .* \| .* \| (.*) ± .* \| (.*) ± .* \|$", report, re.MULTILINE)
+    }
+    small, middle, large = ((ternary, bf16) for bf16, ternary in map(trend.get, ("1.8m", "4.8m", "21m")))
+    paragraph = " ".join(README.split())
+    assert f"({' beside '.join(small)}, {' beside '.join(middle)})" in paragraph
+    assert f"it costs either precision little ({' and '.join(large)})" in paragraph
+    assert "21m weights, 5.6 tokens each, 4:8" in report and "5.6 tokens a weight" in paragraph
