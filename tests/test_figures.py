@@ -213,7 +213,10 @@ def test_what_is_told_of_steps_of_one_sequence_on_a_gpu_is_of_the_result_files()
     told, step = " ".join(PERFORMANCE.split()), row_of("2of4-h100", "2:4", batch=1)
     layers, head = (kernel["ms"] for kernel in step["kernels"][:2])
     assert step["kernels"][0]["kernel"] == "decoder_step"
-    assert f"On the H100 layers take {layers:.2f} of {step['ms']:.2f} ms, the head, which is bf16 in both, {head:.2f}." in told
+    assert (
+        f"On the H100 layers take {layers:.2f} of {step['ms']:.2f} ms, the head, which is bf16 in both, {head:.2f}."
+        in told
+    )
     linears = RESULTS["generation-3b-2of4-h100"]["memory"][1]["linears_bytes"]
     assert f"would take {1e3 * linears / BANDWIDTH:.2f} ms by the data sheet" in told
     alone, together = (row["ms"] for row in RESULTS["generation-3b-sdpa-h100"]["decode"])

@@ -70,7 +70,6 @@ def test_the_pass_adds_in_the_product_whichever_side_it_stands_on() -> None:
     layer = Layer()
     assert counts_after(lambda x, residual: layer(x) + residual) == (1, 0)
     assert counts_after(lambda x, residual: residual + layer(x)) == (1, 0)
-    assert counts_after(lambda x, residual: layer(x, residual)) == (1, 0)
 
 
 def test_a_chain_of_blocks_keeps_the_order_of_its_sums() -> None:
@@ -83,6 +82,15 @@ def test_a_chain_of_blocks_keeps_the_order_of_its_sums() -> None:
     assert counts_after(blocks) == (2, 0)
 
 
+def test_the_stride_of_a_single_sequence_does_not_matter() -> None:
+    layer = Layer()
+
+    def block(x: Tensor, residual: Tensor) -> Tensor:
+        return residual.as_strided((1, TOKENS, ROWS), (ROWS, ROWS, 1)) + layer(x[None])
+
+    assert counts_after(block) == (1, 0)
+
+
 def test_of_two_products_one_takes_the_other_as_its_residual() -> None:
     one, other = Layer(), Layer()
     assert counts_after(lambda x, residual: one(x) + other(x)) == (1, 0)
@@ -93,18 +101,25 @@ def test_of_two_products_one_takes_the_other_as_its_residual() -> None:
     [
         lambda layer, x, residual: (y := layer(x)) + residual * y,  # y is read twice
         lambda layer, x, residual: (y := layer(x)) + y,
-        lambda layer, x, residual: layer(x) + residual[0],  # as many for all tokens
+        lambda layer, x, residual: layer(x) + residual[0],
+        lambda layer, x, residual: layer(x) + residual[:1].expand(TOKENS, ROWS),  # it would be copied
+        lambda layer, x, residual: layer(x) + residual.view(ROWS, TOKENS).T,
+        lambda layer, x, residual: layer(x).view(-1) + residual.view(-1),  # another shape than the product's
         lambda layer, x, residual: layer(x) + residual.float(),
         lambda layer, x, residual: torch.add(layer(x), residual, alpha=2),
         lambda layer, x, residual: layer(x) + 1.0,
+        lambda layer, x, residual: (y := layer(x), y + residual)[1] + 0 * y.sum().to(y.dtype),
         lambda layer, x, residual: layer(x, residual) + residual,  # it has one already
     ],
-    ids=["read twice", "itself", "broadcast", "fp32", "alpha", "number", "has one"],
-)
+    ids=[
+        "read twice", "itself", "broadcast", "expanded", "transposed", "viewed", "fp32", "alpha", "number",
+        "read after", "has one",
+    ],
+)  # fmt: skip
 def test_what_is_no_residual_stays(function: Callable[..., Tensor]) -> None:
     layer = Layer()
     before = counts(traced(lambda x, residual: function(layer, x, residual)))
-    assert before[1] == 1
+    assert before[1] >= 1
     assert counts_after(lambda x, residual: function(layer, x, residual)) == before
 
 
@@ -116,3 +131,31 @@ def test_a_compiled_model_adds_in_its_products(device: str) -> None:
     compiled = torch.compile(lambda x, residual: residual + layer(x), fullgraph=True, options=options)
     assert torch.equal(compiled(x, residual), layer(x, residual))
     assert not torch.equal(layer(x, residual), residual + layer(x))  # which rounds twice
+
+
+@pytest.mark.parametrize("dynamic", [True, None])
+def test_prompts_of_several_lengths(dynamic: bool | None) -> None:
+    layer = Layer()
+    torch.compiler.reset()
+
+    def block(x: Tensor, residual: Tensor) -> Tensor:
+        return residual + layer(x) + x.shape[0]
+
+    compiled = torch.compile(block, fullgraph=True, dynamic=dynamic, options=COMPILE_OPTIONS)
+    for tokens in (TOKENS, TOKENS + 7, TOKENS + 30):
+        x, residual = torch.randn(tokens, COLUMNS).bfloat16(), torch.randn(tokens, ROWS).bfloat16()
+        assert torch.equal(compiled(x, residual), layer(x, residual) + tokens)
+
+
+def test_an_input_that_is_added_to_in_place_is_what_it_was_before_the_product() -> None:
+    layer, (x, residual) = Layer(), inputs()
+    torch.compiler.reset()
+
+    def block(x: Tensor, residual: Tensor) -> Tensor:
+        first = layer(x)
+        residual.mul_(2)
+        return residual.add_(first)
+
+    expected = layer(x, 2 * residual)
+    found = torch.compile(block, fullgraph=True, options=COMPILE_OPTIONS)(x, residual)
+    assert torch.equal(found, expected) and torch.equal(residual, expected)

@@ -32,7 +32,7 @@ def compiled(source: Path, directory: Path, **definitions: str) -> str:
     return answer.stderr
 
 
-@pytest.mark.parametrize(("result", "per_row", "adds"), [("bf16", "0", "1"), ("f16", "1", "0")])
+@pytest.mark.parametrize(("result", "per_row", "adds"), [("bf16", "0", "0"), ("bf16", "1", "1"), ("f16", "0", "1")])
 @pytest.mark.parametrize("tiling", TILINGS, ids=str)
 def test_the_sparse_product_compiles_and_is_not_serialised(
     tiling: Tiling, result: str, per_row: str, adds: str, tmp_path: Path
@@ -63,6 +63,18 @@ def test_the_quantisation_compiles_for_every_group_and_dtype(m: str, kind: str, 
         THREADS="512", HELD="8", SMALLEST="1e-05f", EPSILON="1e-06f",
     )  # fmt: skip
     assert "0 bytes spill stores" in told
+
+
+@pytest.mark.parametrize("kind", ["1", "2"])
+@pytest.mark.parametrize("m", ["4", "8"])
+def test_gates_of_few_groups_fill_a_multiprocessor_without_spilling(m: str, kind: str, tmp_path: Path) -> None:
+    told = compiled(
+        KERNELS / "quantize_lifted" / "gpu_cuda.cu", tmp_path, M=m, KIND=kind, GATED="1", NORMED="0", PLANES="0",
+        THREADS="512", HELD="3", SMALLEST="1e-05f", EPSILON="0.0f",
+    )  # fmt: skip
+    assert "0 bytes spill stores" in told
+    registers = re.search(r"Used (\d+) registers", told)
+    assert registers is not None and int(registers[1]) <= 65536 // 2048
 
 
 @pytest.mark.parametrize("kind", ["0", "1", "2"])

@@ -2,7 +2,7 @@
 
 In a block of a transformer the residual is added to what a product gives. The compiler makes a kernel of that, which
 reads both and writes their sum; a product on sparse tensor cores can add the residual to its sums before it writes
-them, one rounding less, for a fraction of that time (docs/explanation/performance.md). The pass has it do so.
+them, one rounding less, and hardly takes longer for it. The pass has it do so.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.fx import Graph, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true, sym_eq
 
-from sparse_bitnet.kernels import sparse_product  # noqa: F401, it registers the operator
+from sparse_bitnet.kernels import sparse_product
 
 ADD, PRODUCT = torch.ops.aten.add.Tensor, torch.ops.sparse_bitnet.sparse_product.default
 ARGUMENTS = [argument.name for argument in PRODUCT._schema.arguments]
@@ -31,7 +33,7 @@ class AddInProducts(CustomGraphPass):
 
     def uuid(self) -> Any:
         """What the compiler's cache knows the pass by."""
-        return get_hash_for_files((__file__,))
+        return get_hash_for_files((__file__, str(sparse_product.__file__)))
 
 
 COMPILE_OPTIONS: dict[str, Any] = {
@@ -41,7 +43,7 @@ COMPILE_OPTIONS: dict[str, Any] = {
 }
 """For `torch.compile(model, options=...)` of an accelerated model. For up to 64 sequences that are written all that
 stands between two of its products, quantisation and norm, is one kernel with them; in prompts a product adds the
-residual."""
+residual. The pass takes the place of torch._inductor.config.post_grad_custom_post_pass."""
 
 
 def _can_add(product: Any, residual: Any, total: Node) -> bool:
@@ -50,8 +52,18 @@ def _can_add(product: Any, residual: Any, total: Node) -> bool:
         return False
     if set(product.users) != {total} or _arguments(product).get("residual") is not None or product is residual:
         return False
-    sizes = {(tuple(node.meta["val"].shape), node.meta["val"].dtype) for node in (product, residual, total)}
-    return len(sizes) == 1
+    like = product.meta["val"]
+    return all(_is_like(node.meta.get("val"), like) for node in (residual, total))
+
+
+def _is_like(value: Any, other: Tensor) -> bool:
+    """Whether, whatever sizes are unknown yet, it is a tensor of the same dtype that lies in memory alike."""
+    if not isinstance(value, Tensor) or value.dtype != other.dtype or value.ndim != other.ndim:
+        return False
+    if not statically_known_true(sym_eq(tuple(value.shape), tuple(other.shape))):
+        return False
+    of_each = zip(value.shape, value.stride(), other.stride(), strict=True)
+    return all(statically_known_true(size == 1) or statically_known_true(one == two) for size, one, two in of_each)
 
 
 def _add_in_product(graph: Graph, product: Node, residual: Node, total: Node) -> None:

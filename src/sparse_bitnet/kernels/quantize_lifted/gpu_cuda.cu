@@ -68,8 +68,9 @@ __device__ __forceinline__ u32 larger(u32 magnitude, u32 word) {
     return magnitude;
 }
 
-// In 16 bits by the exponential and the reciprocal of the hardware, right to 2^-21 before the result is rounded: gates took
-// more time by the exact ones than their bytes. Below -87 it is 0 where that would be a number near 1e-36.
+// In 16 bits by the exponential and the reciprocal of the hardware, right to 2^-17, and to 2^-20 from -8 on, before the
+// result is rounded: gates took more time by the exact ones than their bytes. Below -87 it is 0 where that would be a
+// number near 1e-36.
 __device__ __forceinline__ float silu(float value) {
     if (KIND == 0) return __fdiv_rn(value, __fadd_rn(1.0f, expf(-value)));
     float power, inverse;
@@ -78,8 +79,8 @@ __device__ __forceinline__ float silu(float value) {
     return value * inverse;
 }
 
-// Left to itself, the compiler would rather spill than have a multiprocessor run one block; and for gates it would take
-// registers of which fewer blocks have enough, whose loads hide behind each other's exponentials.
+// Left to itself, the compiler would rather spill than have a multiprocessor run one block. And for gates it would take
+// so many registers that a multiprocessor is not full of threads, whose exponentials hide each other's loads.
 constexpr int BLOCKS_AT_ONCE = HELD > 5 ? 1 : GATED && KIND && HELD <= 3 ? 2048 / THREADS : 0;
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) quantize_lifted(
     const uint4* x, const uint4* norm_weight, uint4* lifted, uint2* codes, float* scales, int* totals,
@@ -183,17 +184,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) quantize_l
     __syncthreads();
 #pragma unroll 1
     for (int chunk = threadIdx.x; chunk < chunks; chunk += THREADS) {  // four windows
-        u32 windows[4];
+        uint4 windows;
+        if (M == 8) windows = ((const uint4*)row)[chunk];
+        else {
+            u32 each[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            int window = 4 * chunk + i;
-            if (M == 8) {
-                windows[i] = ((const u32*)row)[window];
-                continue;
+            for (int i = 0; i < 4; ++i) {
+                int window = 4 * chunk + i;
+                const u16* pairs = (const u16*)(row + window / WINDOWS * M + window % WINDOWS * 2);
+                each[i] = pairs[0] | (u32)pairs[1] << 16;
             }
-            const u16* pairs = (const u16*)(row + window / WINDOWS * M + window % WINDOWS * 2);
-            windows[i] = pairs[0] | (u32)pairs[1] << 16;
+            windows = make_uint4(each[0], each[1], each[2], each[3]);
         }
-        lifted[(size_t)blockIdx.x * chunks + chunk] = make_uint4(windows[0], windows[1], windows[2], windows[3]);
+        lifted[(size_t)blockIdx.x * chunks + chunk] = windows;
     }
 }

@@ -1,7 +1,7 @@
 """Lifted int8 activations on a GPU, each token read once; the kernel is in gpu_cuda.cu.
 
 Bit for bit the reference, but for gates, whose exponential in fp32 is that of CUDA on both sides only on a GPU, and
-whose silu in 16 bits is right to 2^-21 before it is rounded; and for the order in which a norm adds squares.
+whose silu in 16 bits is right to 2^-17 before it is rounded; and for the order in which a norm adds squares.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def run(x: Tensor, activations: Activations, m: int, codes: Tensor, before: Befo
 
 
 def shared_bytes(width: int, m: int) -> int:
-    """Of a block: codes that another thread lifts, or that are lifted, and written by another."""
+    """Of a block: a token's codes before the lift; with m = 8, where what a thread reads is a group, after it."""
     if m == WINDOW:
         return 0
     return lifted_width(width, m) if m == EIGHT else width

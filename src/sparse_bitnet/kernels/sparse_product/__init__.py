@@ -46,10 +46,11 @@ def sparse_product(
     codes [..., K] int8 and token_scale [..., 1] fp32 are lifted activations; the others see `SparseWeight`. residual
     [..., O] in `dtype`, or None: ValueError where it is anything else. Without gradient.
     """
-    shape = (*codes.shape[:-1], out_features)
-    if residual is not None and (residual.shape != shape or residual.dtype != dtype):
-        found = f"{list(residual.shape)} in {residual.dtype}"
-        raise ValueError(f"residual is {found}, and the product it is added to {list(shape)} in {dtype}")
+    if residual is not None:
+        shape = [*codes.shape[:-1], out_features]
+        found, wanted = (list(residual.shape), residual.dtype, residual.device), (shape, dtype, codes.device)
+        if found != wanted:
+            raise ValueError("residual is {} in {} on {}, and the product {} in {} on {}".format(*found, *wanted))
     weight = SparseWeight(fragments, row_scale, bias, out_features)
     return OPERATOR.run(codes, token_scale, weight, dtype, residual)
 

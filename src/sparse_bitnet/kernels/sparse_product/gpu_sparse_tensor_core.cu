@@ -364,7 +364,7 @@ __cluster_dims__(CLUSTER, 1, 1) sparse_product(
                 token += split * OWN_TOKENS;
             }
             // d[4j .. 4j + 3]: a warp's rows r, r, r + 8, r + 8 and tokens 8j + 2q, + 1, + 0, + 1; r = lane / 4, q = lane % 4
-            if (ADDS) wait(residual_ready, (tile - first) / step & 1);
+            if (ADDS) wait(residual_ready, (tile - first) / step & 1);  // a phase that is kept would be spilt
             else if (thread == 0) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");  // of the tile before
             meet_warpgroup(warpgroup);
             int one = 16 * warp + lane / 4, other = one + 8;

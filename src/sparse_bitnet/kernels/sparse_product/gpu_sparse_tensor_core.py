@@ -50,8 +50,8 @@ def run(
     bias = None if weight.bias is None else weight.bias.contiguous()
     tokens, columns, scales = token_scale.numel(), codes.shape[-1], row_scale.numel()
     groups, stages = fragments.shape[:2]
-    residual = y if residual is None else residual.contiguous()  # y stands for none
-    per_row, adds = scales > 1 or bias is not None, residual is not y
+    per_row, adds = scales > 1 or bias is not None, residual is not None
+    residual = y if residual is None else _aligned(residual)  # y stands for none
     plan = _plan(dtype, per_row, adds, tokens, groups, stages, codes.device, tiling)
     own_tokens = plan.tiling.tokens // plan.tiling.splits
     maps = (
@@ -66,6 +66,12 @@ def run(
             scales, tokens, weight.out_features, groups, stages, plan.row_tiles, plan.token_tiles,
         )  # fmt: skip
     return y
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Contiguous, and where the copy engine can begin; what torch allocates is."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % 16 else tensor
 
 
 @dataclass(frozen=True)
