@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,8 @@ def test_what_is_measured_stays_where_a_measurement_ends_early(tmp_path: Path, m
     CliRunner().invoke(
         app, ["bench", "generation", "--batch", "1", "--prompt", "7", *SMALL.split(), "--json", str(file)]
     )
-    assert [(row["system"], row["batch"]) for row in json.loads(file.read_text())["decode"]] == [("dense", 1)]
+    told = [(row["system"], row["batch"]) for row in json.loads(file.read_text())["decode"]]
+    assert told == [("dense", 1), ("6:8", 1), ("2:4", 1)]
 
 
 @pytest.mark.parametrize(
@@ -107,8 +109,8 @@ def test_the_commands_write_what_they_measure(
     assert answer.exit_code == 0, answer.exception
     written = json.loads(file.read_text())
     systems = ("dense", "6:8", "2:4")
-    assert [(row["system"], row["batch"]) for row in written["decode"]] == [(a, b) for a in systems for b in decoded]
-    assert [(row["system"], row["tokens"]) for row in written["prefill"]] == [(a, b) for a in systems for b in read]
+    assert [(row["batch"], row["system"]) for row in written["decode"]] == list(product(decoded, systems))
+    assert [(row["tokens"], row["system"]) for row in written["prefill"]] == list(product(read, systems))
     for row in written["decode"] + written["prefill"]:
         assert row["likeness"] > 0.999 and row["tokens_per_second"] > 0 and row["times_dense"] > 0
     assert {"commit", "versions", "seed", "settings"} <= set(written)

@@ -5,7 +5,8 @@
 
 Both have random weights, the same code of transformers, the same static cache and the same attention, compiled whole;
 but the layers of a step of one packed sequence are one launch where the GPU has that (engine/one_launch.py). A step of
-decoding is one CUDA graph: embedding, layers, logits, the likeliest token as the next input, the next position.
+decoding is one CUDA graph: embedding, layers, logits, the likeliest token as the next input, the next position. All are
+in memory together, and are timed in turn, forwards and then backwards, as a warm GPU is a slower one.
 
 Shapes: S sequences, P tokens of a prompt, L places of the cache, V vocabulary.
 """
@@ -26,7 +27,7 @@ from sparse_bitnet.bench.checks import by_reference, check_layers, check_likenes
 from sparse_bitnet.bench.timing import kernel_times
 from sparse_bitnet.engine.cuda_graphs import GROUPED, PLACES, Sequences, attention
 from sparse_bitnet.kernels.compilation import COMPILE_OPTIONS
-from sparse_bitnet.kernels.timing import milliseconds
+from sparse_bitnet.kernels.timing import milliseconds_in_turn
 from sparse_bitnet.nn.acceleration import accelerate
 from sparse_bitnet.nn.packed_linear import PackedLinear
 from sparse_bitnet.nn.swap import convert, prepare
@@ -36,7 +37,7 @@ from sparse_bitnet.training.presets import PRESETS, preset_config
 DENSE = "dense"
 GROUPED_OPTION = "grouped"
 BYTES = ("state_bytes", "linears_bytes", "held_bytes")
-UNTIMED = 16  # places for steps that are not timed
+UNTIMED = 32  # places for steps that are not timed
 
 
 @dataclass(frozen=True)
@@ -77,28 +78,47 @@ class GenerationBench:
 
 @torch.no_grad()
 def bench_generation(bench: GenerationBench, device: torch.device) -> Iterator[dict[str, Any]]:
-    """Rows of decoding and of prompts by system, with ratios to dense: after each, what there is by then.
+    """Rows of decoding and of prompts for all systems, with ratios to dense: after each size, what there is by then.
 
     ValueError where a system computes otherwise.
     """
     result: dict[str, Any] = {"settings": asdict(bench), "decode": [], "prefill": [], "memory": [], "choices": {}}
+    models: dict[str, PreTrainedModel] = {}
     for system in bench.systems:
         _forget(device)
         before = _allocated(device)
-        model = _model(bench, system, device)
+        model = models[system] = _model(bench, system, device)
         tokens = sorted({*bench.batches, *bench.prompts})
         if system != DENSE and device.type == "cuda":
             result["choices"][system] = list(map(str, accelerate(model, tokens, model.dtype, bench.fuse)))
         check_layers(model, tokens, model.dtype)
         _forget(device)
         result["memory"].append({"system": system, **_bytes(model), "held_bytes": _allocated(device) - before})
-        for batch in bench.batches:
-            result["decode"].append({"system": system, **_decode(bench, model, batch, device)})
+    for kind, sizes, prepared in (("decode", bench.batches, _decode), ("prefill", bench.prompts, _prefill)):
+        for size in sizes:
+            _forget(device)
+            works = {system: prepared(bench, model, size, device) for system, model in models.items()}
+            result[kind] += _timed(bench, works, size, device)
+            del works
             yield _compared(result)
-        for length in bench.prompts:
-            result["prefill"].append({"system": system, **_prefill(bench, model, length, device)})
-            yield _compared(result)
-        del model
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is timed, and what is told of it."""
+
+    run: Callable[[], Tensor]
+    row: dict[str, Any]
+
+
+def _timed(
+    bench: GenerationBench, works: dict[str, _Work], tokens: int, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """Rows of works of so many tokens at once, by system."""
+    times = milliseconds_in_turn([work.run for work in works.values()], bench.repeats, device)
+    for (system, work), ms in zip(works.items(), times, strict=True):
+        speed = {"ms": ms, "tokens_per_second": 1e3 * tokens / ms}
+        yield {"system": system, **work.row, **speed, "kernels": _profile(bench, work.run, device)}
 
 
 def _model(bench: GenerationBench, system: str, device: torch.device) -> PreTrainedModel:
@@ -111,9 +131,9 @@ def _model(bench: GenerationBench, system: str, device: torch.device) -> PreTrai
     return model if system == DENSE else convert(prepare(model, Recipe(system)), "i2")
 
 
-def _decode(bench: GenerationBench, model: PreTrainedModel, batch: int, device: torch.device) -> dict[str, Any]:
-    _forget(device)
-    places = -(-(bench.context + UNTIMED + bench.repeats) // PLACES) * PLACES
+def _decode(bench: GenerationBench, model: PreTrainedModel, batch: int, device: torch.device) -> _Work:
+    before = _allocated(device)
+    places = -(-(bench.context + UNTIMED + 2 * bench.repeats) // PLACES) * PLACES
     work = Sequences(model, batch, places)
     start = work.read(_prompt(bench, batch, bench.context, device)).argmax(-1, keepdim=True)
     work.begin(start, bench.context)
@@ -121,34 +141,39 @@ def _decode(bench: GenerationBench, model: PreTrainedModel, batch: int, device: 
         expected = work.greedy(work.step)()
     work.begin(start, bench.context)
     one_launch = work.step_in_one_launch()
-    with attention(model, GROUPED if bench.attention == GROUPED_OPTION else bench.attention):
-        if isinstance(one_launch, str):
-            step = _compiled(bench, model, work.greedy(work.step), device)
-        else:
-            step = work.greedy(one_launch)
-        likeness = check_likeness(step().clone(), expected)
-        ms = milliseconds(step, bench.repeats, device)
-        kernels = _profile(bench, step, device)
-    row = {"ms": ms, "tokens_per_second": 1e3 * batch / ms, "likeness": likeness, "peak_bytes": _peak(device)}
+    if isinstance(one_launch, str):
+        compiled = _compiled(bench, model, work.greedy(work.step), device)
+    else:
+        compiled = work.greedy(one_launch)
+
+    def step() -> Tensor:
+        with attention(model, GROUPED if bench.attention == GROUPED_OPTION else bench.attention):
+            return compiled()
+
     how = {
         "context": bench.context,
         "places": places,
         "not_in_one_launch": one_launch if isinstance(one_launch, str) else None,
     }
-    return {"batch": batch, **how, **row, "kernels": kernels}
+    return _Work(step, {"batch": batch, **how, **_first(step, expected, before, device)})
 
 
-def _prefill(bench: GenerationBench, model: PreTrainedModel, tokens: int, device: torch.device) -> dict[str, Any]:
-    _forget(device)
+def _prefill(bench: GenerationBench, model: PreTrainedModel, tokens: int, device: torch.device) -> _Work:
+    before = _allocated(device)
     work, prompt = Sequences(model, 1, tokens), _prompt(bench, 1, tokens, device)
     with by_reference(model):
         expected = work.read(prompt)
-    _forget(device)
     read = _compiled(bench, model, lambda: work.read(prompt), device)
-    likeness = check_likeness(read().clone(), expected)
-    ms = milliseconds(read, bench.repeats, device)
-    row = {"ms": ms, "tokens_per_second": 1e3 * tokens / ms, "likeness": likeness, "peak_bytes": _peak(device)}
-    return {"tokens": tokens, **row, "kernels": _profile(bench, read, device)}
+    return _Work(read, {"tokens": tokens, **_first(read, expected, before, device)})
+
+
+def _first(run: Callable[[], Tensor], expected: Tensor, before: int, device: torch.device) -> dict[str, Any]:
+    """How like the reference the logits of the first run are, and what cache and activations take in the next."""
+    likeness = check_likeness(run().clone(), expected)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    run()
+    return {"likeness": likeness, "work_bytes": _peak(device) - before}
 
 
 def _prompt(bench: GenerationBench, batch: int, tokens: int, device: torch.device) -> Tensor:

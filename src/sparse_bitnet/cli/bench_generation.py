@@ -18,7 +18,7 @@ Attention = Annotated[
     str, typer.Option(help="Of decoding, compiled: grouped, or sdpa, flex_attention, ... of transformers.")
 ]
 Inductor = Annotated[str, typer.Option(help="Options of torch.compile that are switched on, separated by commas.")]
-Repeats = Annotated[int, typer.Option(min=1, help="Steps, or prompts, that are timed.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Steps, or prompts, that are timed forwards, and again backwards.")]
 NoFuse = Annotated[bool, typer.Option("--no-fuse", help="Multiply q, k and v, and gate and up, one by one.")]
 Profile = Annotated[bool, typer.Option("--profile", help="Tell each kernel's time in one more step.")]
 
@@ -80,13 +80,13 @@ def prefill(
 def _tell(result: dict[str, Any]) -> None:
     for rows, size in (("decode", "batch"), ("prefill", "tokens")):
         if result[rows]:
-            print(f"{rows:<10}{size:>7}{'ms':>10}{'tokens/s':>12}{'x dense':>9}{'GiB at most':>13}{'likeness':>10}")
+            print(f"{rows:<10}{size:>7}{'ms':>10}{'tokens/s':>12}{'x dense':>9}{'GiB of work':>13}{'likeness':>10}")
         for row in result[rows]:
             ratio = f"{row['times_dense']:.2f}" if "times_dense" in row else "-"
             how = "   its layers in one launch" if row.get("not_in_one_launch", "") is None else ""
             print(
                 f"{row['system']:<10}{row[size]:>7}{row['ms']:>10.3f}{row['tokens_per_second']:>12,.0f}{ratio:>9}"
-                f"{row['peak_bytes'] / 2**30:>13.2f}{row['likeness']:>10.4f}{how}"
+                f"{row['work_bytes'] / 2**30:>13.2f}{row['likeness']:>10.4f}{how}"
             )
             for kernel in row["kernels"]:
                 print(f"    {1e3 * kernel['ms']:>10.1f} us {kernel['calls']:>5} x {kernel['kernel']}")

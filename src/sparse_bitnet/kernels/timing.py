@@ -20,7 +20,7 @@ def milliseconds(run: Callable[[], object], repeats: int, device: torch.device) 
 
 
 def milliseconds_in_turn(
-    runs: Sequence[Callable[[], object]], repeats: int, device: torch.device, longest: float
+    runs: Sequence[Callable[[], object]], repeats: int, device: torch.device, longest: float = float("inf")
 ) -> list[float]:
     """Of each of several: the mean of two medians, taken forwards and then backwards, as a warm GPU is a slower one.
 
