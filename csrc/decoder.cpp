@@ -91,6 +91,7 @@ class Pass {
     static std::size_t element_bytes(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
 
     void check(const Step& step) const {
+        if (step.count == 0) throw std::invalid_argument("a sequence has no tokens to go on by");
         if (step.count > step.cache->capacity_ - step.cache->length_)
             throw std::invalid_argument("a sequence of " + std::to_string(step.cache->length_) + " tokens and " +
                                         std::to_string(step.count) + " more exceed the " +
@@ -325,8 +326,10 @@ void quantize_head(const void* rows, Dtype dtype, std::size_t count, std::size_t
         for (std::size_t row = task * kHeadRows; row < std::min(count, (task + 1) * kHeadRows); ++row) {
             kernel.floats->widen(static_cast<const std::uint8_t*>(rows) + row * row_bytes, dtype, width, wide.data());
             float magnitude = 0;
-            for (const float value : wide) magnitude = std::max(magnitude, std::fabs(value));
-            const float scale = std::max(magnitude, std::numeric_limits<float>::min()) / 127.0f;
+            bool is_number = true;
+            for (const float value : wide) magnitude = std::max(magnitude, std::fabs(value)), is_number &= !std::isnan(value);
+            const float smallest = std::numeric_limits<float>::min(), none = std::numeric_limits<float>::quiet_NaN();
+            const float scale = is_number ? std::max(magnitude, smallest) / 127.0f : none;
             for (std::size_t i = 0; i < width; ++i)
                 codes[row * stride + i] = static_cast<std::int8_t>(
                     std::isfinite(scale) ? std::lrintf(std::clamp(wide[i] / scale, -127.0f, 127.0f)) : 0);

@@ -44,7 +44,6 @@ class Cache {
   public:
     Cache(const Model&, std::size_t capacity);
 
-    std::size_t capacity() const { return capacity_; }
     std::size_t length() const { return length_; }
     std::size_t bytes() const { return layer_floats_ * layers_ * sizeof(float); }
 

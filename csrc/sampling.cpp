@@ -8,6 +8,8 @@
 
 namespace sparse_bitnet {
 
+constexpr std::size_t kSorted = 256;  // at first, then so many times as many
+
 std::int32_t sample(float* logits, std::size_t vocabulary, const Sampling& sampling,
                     const std::vector<std::int32_t>& seen, double uniform) {
     if (sampling.repetition_penalty != 1.0f) {
@@ -42,11 +44,19 @@ std::int32_t sample(float* logits, std::size_t vocabulary, const Sampling& sampl
     const auto weight = [&](std::int32_t token) { return std::exp((logits[token] - largest) / sampling.temperature); };
     double total = 0;
     if (sampling.top_p < 1) {
-        std::sort(tokens.begin(), tokens.end(), likelier);
         double all = 0, some = 0;
         for (const std::int32_t token : tokens) all += weight(token);
-        std::size_t count = 0;
-        while (count < tokens.size() && (count == 0 || some < sampling.top_p * all)) some += weight(tokens[count++]);
+        std::size_t count = 0, sorted = 0;  // few are needed as a rule, and to sort all would take ten times as long
+        while (count < tokens.size() && (count == 0 || some < sampling.top_p * all)) {
+            if (count == sorted) {
+                const auto first = tokens.begin() + static_cast<std::ptrdiff_t>(count);
+                sorted = std::min(tokens.size(), kSorted * (sorted + 1));
+                const auto last = tokens.begin() + static_cast<std::ptrdiff_t>(sorted);
+                std::nth_element(first, last, tokens.end(), likelier);
+                std::sort(first, last, likelier);
+            }
+            some += weight(tokens[count++]);
+        }
         tokens.resize(count);
         total = some;
     } else {

@@ -2,14 +2,19 @@
 // Python for AddressSanitizer, UndefinedBehaviorSanitizer and emulators; weights and activations end where their memory
 // ends, so that a read beyond it is seen.
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "packed_linear.hpp"
+#include "threads.hpp"
 
 using namespace sparse_bitnet;
 
@@ -116,7 +121,34 @@ bool is_right(const Kernel& kernel, const Case& one, int threads) {
 
 }  // namespace
 
+// Whether what a task throws comes to the caller, when no task runs any more, and the threads go on afterwards.
+bool throws_cleanly() {
+    for (int round = 0; round < 200; ++round) {
+        std::atomic<int> inside{0};
+        const auto fails = static_cast<std::size_t>(round % 7);
+        bool caught = false;
+        try {
+            run_tasks(3, 64, [&](std::size_t index) {
+                ++inside;
+                if (index == fails) {
+                    --inside;
+                    throw std::bad_alloc();
+                }
+                std::this_thread::sleep_for(std::chrono::microseconds(20));
+                --inside;
+            });
+        } catch (const std::bad_alloc&) {
+            caught = inside == 0;
+        }
+        std::atomic<int> done{0};
+        run_tasks(3, 64, [&](std::size_t) { ++done; });
+        if (!caught || done != 64) return false;
+    }
+    return true;
+}
+
 int main() {
+    if (!throws_cleanly()) return std::printf("an exception of a task is lost, or comes too early\n"), 1;
     const std::size_t shapes[][2] = {{1, 4}, {5, 36}, {13, 252}, {50, 260}, {97, 644}, {26, 1028}};
     const std::size_t token_counts[] = {0, 1, 3, 7, 8, 33};
     int number = 0;

@@ -9,9 +9,11 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 namespace sparse_bitnet {
 namespace {
@@ -57,6 +59,7 @@ class Pool {
         state_.fetch_or(kClosed);
         const auto all_left = [this] { return (state_.load(std::memory_order_acquire) & 0xffff) == 0; };
         while (!spin(all_left)) std::this_thread::yield();
+        if (failed_.exchange(false)) std::rethrow_exception(std::exchange(failure_, nullptr));
     }
 
     std::mutex busy;
@@ -72,9 +75,15 @@ class Pool {
         }
     }
 
+    // The first exception is the caller's to throw, when nobody is in its tasks any more; no further ones begin.
     void work() {
-        for (std::size_t index; (index = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;)
-            task_(context_, index);
+        try {
+            for (std::size_t index; (index = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;)
+                task_(context_, index);
+        } catch (...) {
+            next_.store(tasks_, std::memory_order_relaxed);
+            if (!failed_.exchange(true)) failure_ = std::current_exception();
+        }
     }
 
     void help() {
@@ -110,6 +119,8 @@ class Pool {
     alignas(64) std::atomic<std::uint32_t> state_{kClosed};  // closed, limit of helpers, helpers inside
     alignas(64) std::atomic<std::uint64_t> jobs_{0};
     std::atomic<int> sleepers_{0};
+    std::atomic<bool> failed_{false};
+    std::exception_ptr failure_;
     std::mutex sleep_;
     std::condition_variable wake_;
 };

@@ -6,7 +6,8 @@
 namespace sparse_bitnet {
 
 // Runs task(context, index) for each index below `tasks` on up to `threads` threads, the caller among them, and comes
-// back when all are done. A call from another thread meanwhile runs on that thread alone, as does one after a fork.
+// back when all are done, or throws what a task threw, when none runs any more. A call from another thread meanwhile runs
+// on that thread alone, as does one after a fork.
 void run_tasks(int threads, std::size_t tasks, void (*task)(const void* context, std::size_t index),
                const void* context);
 

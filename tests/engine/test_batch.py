@@ -94,6 +94,20 @@ def test_a_prompt_of_one_token_that_ends_texts_is_gone_on_from(decoder: Decoder)
     assert batch.step() or writing.is_done
 
 
+def test_a_sequence_that_ends_gives_its_cache_back(decoder: Decoder) -> None:
+    batch = Batch(decoder)
+    short, dropped, long = (batch.add([5, 6], new, SAMPLING) for new in (1, 9, 9))
+    batch.step()
+    batch.drop(dropped)
+    assert (short.cache, dropped.cache) == (None, None)
+    assert long.cache is not None and long.cache.length == 2
+
+
+def test_a_seed_and_its_negative_are_two() -> None:
+    assert Sampling(seed=-7).random().random() != Sampling(seed=7).random().random()
+    assert Sampling(seed=7).random().random() == Sampling(seed=7).random().random()
+
+
 def test_nothing_to_do_is_nothing_done(decoder: Decoder) -> None:
     batch = Batch(decoder)
     batch.add([1], 0, SAMPLING)

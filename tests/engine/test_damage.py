@@ -35,6 +35,17 @@ def decode(directory: Path) -> str | None:
     return None
 
 
+def test_a_row_of_the_head_with_nan_is_told(packed: Packed) -> None:
+    """Whether it is rounded to int8 or read as it is stored."""
+    _, directory = packed(tie_word_embeddings=True)
+    tensors = load_file(directory / "model.safetensors")
+    tensors["model.embed_tokens.weight"][200, 3] = float("nan")
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    for head in ("int8", "stored"):
+        with pytest.raises(ValueError, match="the logits are not numbers"):
+            list(Decoder(directory, head=head).generate([[1, 2, 3]], 3))
+
+
 def mutate(data: bytes, generator: random.Random) -> bytes:
     """A few bytes changed, left out, doubled, or the end cut off."""
     changed = bytearray(data)

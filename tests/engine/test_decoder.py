@@ -238,6 +238,8 @@ def test_the_native_model_refuses_what_it_has_no_room_for(packed: Packed) -> Non
         decoder.forward([cache], [[1, 2, 3]])
     with pytest.raises(ValueError, match="token 320 is not in the vocabulary"):
         decoder.forward([cache], [[320]])
+    with pytest.raises(ValueError, match="a sequence has no tokens to go on by"):
+        decoder.forward([cache, decoder.new_cache(4)], [[], [1]])
     with pytest.raises(ValueError, match="a sequence is given twice"):
         decoder.forward([cache, cache], [[1], [1]])
     assert cache.length == 2

@@ -53,6 +53,18 @@ def test_probabilities_are_those_of_transformers(sampling: Sampling) -> None:
     assert (found - expected).abs().max() < 1.5 / DRAWS + 1e-4  # fp32 sums of counts, and an end of each interval
 
 
+@pytest.mark.parametrize("top_p", [0.2, 0.9, 0.999999])
+def test_the_likeliest_of_a_large_vocabulary_are_those_of_a_whole_sort(top_p: float) -> None:
+    logits = (torch.randn(150_000, dtype=torch.float64) * 2).float()
+    tokens = logits.sort(descending=True, stable=True).indices
+    weights = (logits[tokens].double() - logits.max()).exp()
+    count = int((weights.cumsum(0) < top_p * weights.sum()).sum()) + 1
+    kept = weights[:count] / weights[:count].sum()
+    for share in (0.001, 0.3, 0.77, 0.999):
+        expected = int(tokens[int((kept.cumsum(0) <= share).sum())])
+        assert draw(logits, Sampling(1.0, top_p=top_p), [], share) == expected
+
+
 def test_the_likeliest_of_equals_is_the_first() -> None:
     logits = torch.tensor([1.0, 4.0, -2.0, 4.0])
     assert draw(logits, Sampling(), [], 0.99) == 1
@@ -70,7 +82,8 @@ def test_logits_that_are_no_numbers_are_refused(damage: float) -> None:
     "settings",
     [
         {"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1},
-        {"repetition_penalty": 0.0}, {"top_k": 2**31}, {"seed": 2**64}, {"seed": -(2**63) - 1},
+        {"repetition_penalty": 0.0}, {"repetition_penalty": 1e9}, {"top_k": 2**31}, {"seed": 2**64},
+        {"seed": -(2**63) - 1},
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_refused(settings: dict) -> None:

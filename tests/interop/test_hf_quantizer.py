@@ -100,6 +100,17 @@ def test_fused_projections_keep_a_scale_for_each_part(config: Phi3Config | GPTNe
     assert torch.equal(model(IDS).logits, opened(IDS).logits)
 
 
+def test_parts_that_are_none_of_the_rows_are_told_when_opened(dense_model: Make, tmp_path: Path) -> None:
+    parts = {"mlp.up_proj": (dense_model().config.intermediate_size // 2,) * 2}
+    directory = save(convert(prepare(dense_model(), Recipe(), parts=parts)), tmp_path)
+    config = json.loads((directory / "config.json").read_text())
+    stored = config["quantization_config"]["parts"]
+    stored[next(iter(stored))] = [25, 25]
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"up_proj: .* rows do not divide into parts of \(25, 25\)"):
+        AutoModelForCausalLM.from_pretrained(directory)
+
+
 def test_the_base_model_opens_without_its_head(latent_model: Make, tmp_path: Path) -> None:
     model = convert(latent_model())
     base = AutoModel.from_pretrained(save(model, tmp_path))

@@ -246,8 +246,11 @@ def test_memory_of_the_wrong_size_is_refused() -> None:
         (x, weight[:, :15], scale, bias, layout),
         (x, weight, scale, bias, PackedLayout("i2", 64, "int8", (12, 12))),
         (x, weight, scale, torch.ones(23), layout),
+        (x, weight, torch.ones(2), bias, PackedLayout("i2", 64, "int8", (5, 6))),
+        (x, weight.int(), scale, bias, layout),
+        (x[:, :0], weight[:, :0], scale, bias, PackedLayout("i2", 0, "int8")),
     ):
-        with pytest.raises(ValueError, match=r"not of in_features=64|do not belong to 24 rows"):
+        with pytest.raises(ValueError, match=r"not of in_features=64|do not belong to 24 rows|24 rows do not|of uint8"):
             cpu_native.run(*args)
 
 

@@ -169,6 +169,7 @@ def test_experts_held_otherwise_are_refused_with_the_remedy(kind: str) -> None:
     with pytest.raises(ValueError, match=f"{why}.*to leave them as they are"):
         prepare(model, Recipe("6:8"))
     assert {name: type(module) for name, module in model.named_modules()} == before
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())  # of its own
     prepare(model, Recipe("6:8"), targets=["lm_head"], ignore=())
 
 

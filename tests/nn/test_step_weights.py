@@ -77,6 +77,20 @@ def test_a_weight_that_was_changed_is_read_anew(layer: SparseBitLinear) -> None:
     assert_fresh(layer)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_weight_that_an_optimizer_changed_is_read_anew(fused: bool) -> None:
+    """A fused optimizer leaves the version of a weight as it was."""
+    model, x = network(Recipe("6:8")), torch.randn(8, 64)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
+    step_weights = StepWeights(model)
+    step_weights.refresh()
+    model(x).square().mean().backward()
+    optimizer.step()
+    assert torch.equal(model(x), copy.deepcopy(model).eval()(x))
+    step_weights.refresh()
+    assert torch.equal(model(x), copy.deepcopy(model).eval()(x))
+
+
 def test_evaluation_reads_the_weight_anew(layer: SparseBitLinear) -> None:
     assert layer.step_weight is not None
     layer.step_weight.zero_()

@@ -289,6 +289,17 @@ def test_entry_that_matches_nothing_warns(settings: dict) -> None:
     assert [warning.filename for warning in warned] == [__file__]
 
 
+def test_a_head_that_is_the_embedding_is_refused_with_the_remedy() -> None:
+    config = Qwen2Config(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ValueError, match=r"lm_head shares its weight with the embedding, .*: add it to `ignore`"):
+        prepare(model, Recipe("6:8"), ignore=["layers.0.mlp"])
+    assert prepared_names(model) == set()
+
+
 def test_lm_head_may_be_missing_without_a_warning() -> None:
     assert prepared_names(prepare(mlp(16, 8), Recipe("6:8"))) == {"0"}
 

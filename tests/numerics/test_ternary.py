@@ -226,5 +226,5 @@ def test_full_values_have_no_codes() -> None:
 
 
 def test_parts_that_do_not_divide_the_height_are_refused_with_the_numbers() -> None:
-    with pytest.raises(ValueError, match=r"out_features=7 is not a multiple of the parts \(4, 2\), 6 rows"):
+    with pytest.raises(ValueError, match=r"7 rows do not divide into parts of \(4, 2\)"):
         absmean_scale(torch.ones(7, 8), (4, 2))

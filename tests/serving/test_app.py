@@ -249,6 +249,12 @@ def test_a_prompt_that_leaves_no_room_is_told_in_a_sentence(client: OpenAI, serv
         (b'{"prompt": "a", "seed": 18446744073709551616}', "seed: Input should be less than 18446744073", "seed"),
         (b'{"prompt": "a", "stream_options": {"wings": 1}}', "stream_options.wings is unknown", "stream_options.wings"),
         (b'{"prompt": "a", "wings": true}', "wings is unknown: leave it out", "wings"),
+        (b'{"prompt": "a", "max-tokens": 3}', "max-tokens is unknown: leave it out", "max-tokens"),
+        (b'{"prompt": "a", "": 3}', "a key of no letters is unknown", ""),
+        (b'{"prompt": [true]}', "prompt", "prompt"),
+        (b'{"prompt": "\\ud800 a"}', "prompt holds half a character", "prompt"),
+        (b'{"prompt": ["\\ud800"]}', "prompt holds half a character", "prompt"),
+        (b'{"prompt": "a", "repetition_penalty": 1e-300}', "repetition_penalty: Input should be", "repetition_penalty"),
     ],
 )  # fmt: skip
 def test_a_request_that_is_wrong_is_told_why(server: Server, body: bytes, message: str, param: str | None) -> None:

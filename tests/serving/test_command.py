@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -63,6 +64,21 @@ def test_it_serves_until_a_signal(start: Start, model_directory: Path, number: i
         assert list(stream)[-1].choices[0].finish_reason == "length"
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (0, "", "")
+
+
+def test_a_second_interrupt_waits_for_no_answer_and_ends_cleanly(start: Start, model_directory: Path) -> None:
+    process, address = start(OMP_NUM_THREADS="1")
+    with OpenAI(base_url=address, api_key="none", max_retries=0) as client:
+        asked: dict[str, Any] = {"model": str(model_directory), "prompt": "the", "max_tokens": 1900}
+        streams = [iter(client.completions.create(**asked, stream=True)) for _ in range(4)]
+        for stream in streams:
+            next(stream)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "terminate called" not in err and "leaked" not in err
 
 
 def test_transformers_serves_behind_the_same_guard(start: Start, model_directory: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from sparse_bitnet.cli.options import Device, Engine, Head, choose_device, why_not_native
+from sparse_bitnet.engine.sampling import LARGEST_PENALTY, LEAST_PENALTY
 
 
 def generate(
@@ -18,7 +19,7 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="0 is no limit.")] = 50,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
-    repetition_penalty: Annotated[float, typer.Option(min=0.01)] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(min=LEAST_PENALTY, max=LARGEST_PENALTY)] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text by the same engine.")] = None,
     device: Device = "auto",
     engine: Engine = "auto",

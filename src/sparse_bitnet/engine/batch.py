@@ -24,13 +24,16 @@ CHUNK = 256  # tokens of prompts in a step: what is between layers stays in cach
 
 @dataclass(eq=False)
 class Writing:
-    """A sequence: `ids` are its prompt and what is written so far, up to `end` or a token of `stop`."""
+    """A sequence: `ids` are its prompt and what is written so far, up to `end` or a token of `stop`.
+
+    cache  keys and values of what is read so far; None when it has left its batch, as they take most of the memory
+    """
 
     ids: list[int]
     end: int
     sampling: Sampling
     stop: Collection[int]
-    cache: _native.Cache
+    cache: _native.Cache | None
     random: Random
     is_done: bool = False
 
@@ -51,7 +54,8 @@ class Batch:
         """Begin a sequence with the next step; ValueError for a prompt that cannot be, or where there is no room."""
         self._decoder.check(prompt, max_new_tokens)
         end = len(prompt) + max_new_tokens
-        writing = Writing(list(prompt), end, sampling, stop, self._decoder.new_cache(end), Random(sampling.seed))
+        cache = self._decoder.new_cache(end) if max_new_tokens else None
+        writing = Writing(list(prompt), end, sampling, stop, cache, sampling.random())
         if max_new_tokens:
             self._writings.append(writing)
         return writing
@@ -60,6 +64,7 @@ class Batch:
         """Leave a sequence where it is; one that is done or dropped already stays so."""
         if writing in self._writings:
             self._writings.remove(writing)
+            writing.cache = None
 
     def step(self) -> list[tuple[Writing, int | ValueError]]:
         """Each sequence goes on by a token, and the prompts among them by CHUNK together, the oldest first.
@@ -68,18 +73,19 @@ class Batch:
         """
         room, steps = CHUNK, []
         for writing in self._writings:
+            assert writing.cache is not None
             read = writing.cache.length
             unread = len(writing.ids) - read
             count = 1 if unread == 1 else min(unread, room)
             room -= 0 if unread == 1 else count
             if count:
-                steps.append((writing, writing.ids[read : read + count]))
+                steps.append((writing, writing.cache, writing.ids[read : read + count]))
         if not steps:
             return []
-        rows = self._decoder.forward([writing.cache for writing, _ in steps], [tokens for _, tokens in steps])
+        rows = self._decoder.forward([cache for _, cache, _ in steps], [tokens for *_, tokens in steps])
         written = []
-        for (writing, _), logits in zip(steps, rows, strict=True):
-            if writing.cache.length == len(writing.ids):
+        for (writing, cache, _), logits in zip(steps, rows, strict=True):
+            if cache.length == len(writing.ids):
                 written.append((writing, self._write(writing, logits)))
         return written
 

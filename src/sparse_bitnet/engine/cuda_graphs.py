@@ -83,6 +83,10 @@ def write(
     unknown = _what_is_unknown(model)
     if unknown is not None:
         raise ValueError(unknown)
+    vocabulary = model.config.vocab_size
+    outside = next((token for token in prompt if not 0 <= token < vocabulary), None)
+    if outside is not None:
+        raise ValueError(f"token {outside} is not in the vocabulary of {vocabulary}: is it the model's tokenizer?")
     return _write(model, list(prompt), max_new_tokens, sampling or Sampling(), stop)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from random import Random
 
 LARGEST_TOP_K = 2**31 - 1
+LEAST_PENALTY, LARGEST_PENALTY = 0.01, 100.0
 SEEDS = range(-(2**63), 2**64)  # what torch takes
 
 
@@ -32,7 +34,12 @@ class Sampling:
             raise ValueError(f"top_k={self.top_k} must lie from 0 to {LARGEST_TOP_K}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must lie above 0 and be at most 1")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise ValueError(f"repetition_penalty={self.repetition_penalty} must be above 0")
+        if not LEAST_PENALTY <= self.repetition_penalty <= LARGEST_PENALTY:
+            between = f"from {LEAST_PENALTY} to {LARGEST_PENALTY}"
+            raise ValueError(f"repetition_penalty={self.repetition_penalty} must lie {between}")
         if self.seed is not None and self.seed not in SEEDS:
             raise ValueError(f"seed={self.seed} must lie from {SEEDS.start} to {SEEDS.stop - 1}")
+
+    def random(self) -> Random:
+        """The random numbers of one sequence."""
+        return Random(None if self.seed is None else self.seed % 2**64)  # of a negative one Random takes the magnitude

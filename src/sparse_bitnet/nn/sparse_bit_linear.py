@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sparse_bitnet.kernels.quantize_activation import fake_quantize_activation
 from sparse_bitnet.nn.layer import LatentLayer, product_dtype
 from sparse_bitnet.nn.sparse_forward import sparse_linear
-from sparse_bitnet.numerics.ternary import Parts
+from sparse_bitnet.numerics.ternary import Parts, check_parts
 from sparse_bitnet.recipe import Recipe
 
 
@@ -43,8 +43,7 @@ class SparseBitLinear(LatentLayer, nn.Linear):
         self.recipe = recipe or Recipe()
         self.parts = tuple(parts)
         self.recipe.pattern.check_width(in_features, type(self).__name__)
-        if self.parts and out_features % sum(self.parts):
-            raise ValueError(f"out_features={out_features} is not a multiple of the parts {self.parts}")
+        check_parts(self.parts, out_features, type(self).__name__)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, recipe: Recipe, parts: Parts = ()) -> SparseBitLinear:

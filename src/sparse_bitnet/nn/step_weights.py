@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Collection, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sparse_bitnet.kernels.effective_weight import empty_scale, scale_count, write_effective_weights
 from sparse_bitnet.kernels.weight_fragments import empty_fragments, write_fragments
@@ -47,6 +51,8 @@ class StepWeights:
         self._dense: _Batch | None = None
         self._sparse: list[_Batch] = []
         self._arranged: tuple[Recipe, Collection[Shape]] | None = None
+        forget = register_optimizer_step_post_hook(partial(_forget, weakref.ref(self)))
+        weakref.finalize(self, forget.remove)
 
     @property
     def shapes(self) -> set[Shape]:
@@ -132,6 +138,13 @@ class _Batch:
             layer.step_row_scale = scale_by_row(scale, layer.parts, rows).flatten() if layer.parts else scale
         fragments = [layer.step_fragments for layer in linears if layer.step_fragments is not None]
         write_fragments(self.out, recipe.pattern.m, fragments)
+
+
+def _forget(step_weights: weakref.ref[StepWeights], *_: Any) -> None:
+    """After any optimizer's step: a fused one changes weights and leaves their version as it was."""
+    if (found := step_weights()) is not None:
+        for layer in found._layers:
+            layer.step_read = None
 
 
 def _cut(scratch: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

@@ -24,7 +24,7 @@ from sparse_bitnet.nn.layer_names import matches, matches_any, same_layer
 from sparse_bitnet.nn.packed_linear import PackedLinear
 from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
 from sparse_bitnet.nn.stored_settings import LATENT, StoredSettings, latent_layers, named_layers, record_settings
-from sparse_bitnet.numerics.ternary import Parts
+from sparse_bitnet.numerics.ternary import Parts, check_parts
 from sparse_bitnet.recipe import NMPattern, Recipe
 
 LM_HEAD = "lm_head"
@@ -66,13 +66,15 @@ def prepare(
     _check_not_prepared_otherwise(model, recipe)
     _warn_of_unmatched(model, [*(targets or ()), *(parts or {}), *(entry for entry in ignore if entry != LM_HEAD)])
     layers: dict[str, nn.Module] = {}
+    embedding = _embedding(model, "get_input_embeddings")
     for name, linear in _choose_linears(model, targets, ignore).items():
+        if linear.weight is getattr(embedding, "weight", None):
+            raise ValueError(f"{name} shares its weight with the embedding, which is not ternary: add it to `ignore`")
         if not _fits(recipe, name, linear.in_features, indivisible):
             continue
         given = [tuple(heights) for entry, heights in (parts or {}).items() if matches(name, entry)]
         heights = given[0] if given else fused_parts(name, linear, getattr(model, "config", None))
-        if heights and linear.out_features % sum(heights):
-            raise ValueError(f"{name}: {linear.out_features} rows do not divide into parts of {heights}")
+        check_parts(heights, linear.out_features, name)
         layers[name] = SparseBitLinear.from_linear(linear, recipe, heights)
     for name, experts in _choose_experts(model, targets, ignore).items():
         widths = [experts.get_parameter(weight).shape[-1] for weight in WEIGHTS]
@@ -153,6 +155,7 @@ def exchange_for_loading(model: nn.Module, settings: StoredSettings) -> None:
             continue
         parts = next((heights for entry, heights in settings.parts.items() if same_layer(name, entry)), ())
         settings.recipe.pattern.check_width(linear.in_features, name)
+        check_parts(parts, linear.out_features, name)
         if settings.format == LATENT:
             layers[name] = SparseBitLinear.from_linear(linear, settings.recipe, parts)
         else:
@@ -260,7 +263,7 @@ def _fits(recipe: Recipe, name: str, in_features: int, indivisible: str) -> bool
 
 def _choose_linears(model: nn.Module, targets: Sequence[str] | None, ignore: Sequence[str]) -> dict[str, nn.Linear]:
     """The linear layers that `prepare` is to exchange, by name; subclasses of `nn.Linear` do things of their own."""
-    head = _output_embedding(model) if LM_HEAD in ignore else None
+    head = _embedding(model, "get_output_embeddings") if LM_HEAD in ignore else None
     return {
         name: module
         for name, module in _named_modules(model)
@@ -295,6 +298,6 @@ def _is_router(name: str, model: nn.Module) -> bool:
     return has_experts and bool(ROUTER_SEGMENTS & set(name.split(".")))
 
 
-def _output_embedding(model: nn.Module) -> nn.Module | None:
-    getter = getattr(model, "get_output_embeddings", None)
-    return getter() if getter is not None else None
+def _embedding(model: nn.Module, getter: str) -> nn.Module | None:
+    """What the method of that name gives, where the model has it."""
+    return getattr(model, getter)() if hasattr(model, getter) else None

@@ -38,10 +38,17 @@ def kept_absmean_scale(weight: Tensor, mask: Tensor, parts: Parts = ()) -> Tenso
     return (sums / kept).clamp(min=SMALLEST_SCALE).float()
 
 
+def check_parts(parts: Parts, out_features: int, name: str = "the layer") -> None:
+    """ValueError where rows do not divide into parts."""
+    if parts and (min(parts) < 1 or out_features % sum(parts)):
+        raise ValueError(f"{name}: {out_features} rows do not divide into parts of {parts}")
+
+
 def scale_by_row(scale: Tensor, parts: Parts, out_features: int) -> Tensor:
     """Scale [..., P] -> [..., O, 1], or [..., 1, 1] where one scale serves all rows."""
     if not parts:
         return scale.unsqueeze(-1)
+    check_parts(parts, out_features)
     period = [scale[..., i : i + 1].expand(*scale.shape[:-1], height) for i, height in enumerate(parts)]
     return torch.cat(period * (out_features // sum(parts)), dim=-1).unsqueeze(-1)
 
@@ -112,8 +119,7 @@ def _sums_by_part(weight: Tensor, parts: Parts) -> tuple[Tensor, Tensor | int]:
     rows = weight.abs().sum(dim=-1, dtype=torch.float64)  # [..., O]
     if not parts:
         return rows.sum(dim=-1, keepdim=True), height * width
-    if height % sum(parts):
-        raise ValueError(f"out_features={height} is not a multiple of the parts {parts}, {sum(parts)} rows")
+    check_parts(parts, height)
     repeats = height // sum(parts)
     period = rows.reshape(*rows.shape[:-1], repeats, sum(parts)).sum(dim=-2)  # [..., sum(parts)]
     ends = zip(parts, accumulate(parts), strict=True)

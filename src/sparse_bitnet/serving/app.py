@@ -138,13 +138,16 @@ def create_app(served: Served) -> FastAPI:
         text = "" if is_chat else asked.prompt
         if not isinstance(text, str):  # they are tokens
             return text
+        param = "messages" if is_chat else "prompt"
         with tokenizing:  # a tokenizer is not for two threads at a time
             if is_chat:
                 text = chat_text(asked, served.chat_template, served.tokenizer)
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise Refusal(400, f"{param} holds half a character, a lone surrogate: send whole ones", param=param)
             try:
                 return prompt_tokens(served.tokenizer, text, with_special=not is_chat)
             except ValueError as error:
-                raise Refusal(400, str(error), param="messages" if is_chat else "prompt") from error
+                raise Refusal(400, str(error), param=param) from error
 
     @app.get("/health")
     async def health() -> JSONResponse:

@@ -46,13 +46,19 @@ async def _not_valid(request: Request, error: Any) -> JSONResponse:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return Refusal(400, f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}").response()
-    field = ".".join(str(part) for part in first["loc"] if part != "body")
+    names = first["loc"][1:]  # without "body"
     if first["type"] == "extra_forbidden":
-        return Refusal(400, f"{field} is unknown: leave it out", param=field).response()
+        field = ".".join(map(str, names))
+        return Refusal(400, f"{field or 'a key of no letters'} is unknown: leave it out", param=field).response()
+    field = ".".join(str(name) for place, name in enumerate(names) if place == 0 or not _is_kind(name))
     kind = request.headers.get("content-type", "none")
-    no_object = f"the body is no JSON object sent as Content-Type: application/json (it came as {kind}): {first['msg']}"
-    wrong = f"{field}: {first['msg']}" if field else no_object
-    return Refusal(400, wrong, param=field or None).response()
+    no_object = f"the body is no JSON object sent as Content-Type: application/json (it came as {kind})"
+    return Refusal(400, f"{field or no_object}: {first['msg']}", param=field or None).response()
+
+
+def _is_kind(name: str | int) -> bool:
+    """Whether pydantic names one of the kinds that a field can be of, and not a field in it."""
+    return isinstance(name, str) and (name in ("str", "int", "float", "bool") or "[" in name or "-" in name)
 
 
 async def _http(request: Request, error: Any) -> JSONResponse:

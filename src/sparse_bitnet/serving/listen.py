@@ -53,7 +53,8 @@ def listen(
     """Serve until SIGINT or SIGTERM, then return. `ready` is called when requests are taken.
 
     Answers on their way have GRACE seconds from then on, after which `end` is called to end them; a second SIGINT
-    waits for nothing.
+    waits for none of them. `end` is called in any case, and may be so twice, in place of what the app does at its end:
+    no thread of it goes on when this returns.
     """
 
     class Server(uvicorn.Server):
@@ -69,8 +70,10 @@ def listen(
 
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=int(GRACE + LONGER), ws="none",
-        limit_concurrency=MOST_CONNECTIONS,
+        limit_concurrency=MOST_CONNECTIONS, lifespan="auto" if end is None else "off",
     )  # fmt: skip
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more at its end, which is no failure
         signal.signal(number, lambda *_: None)
     Server(config).run([bound])
+    if end is not None:
+        end()

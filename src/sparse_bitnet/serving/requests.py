@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from sparse_bitnet.engine.sampling import LARGEST_TOP_K, SEEDS, Sampling
+from sparse_bitnet.engine.sampling import LARGEST_PENALTY, LARGEST_TOP_K, LEAST_PENALTY, SEEDS, Sampling
 from sparse_bitnet.serving.errors import Refusal
 
 DEFAULT_COMPLETION = 16  # tokens, as OpenAI's interface has it; a chat goes on to the end of the context
@@ -97,7 +97,7 @@ class Asked(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=LARGEST_TOP_K)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=LEAST_PENALTY, le=LARGEST_PENALTY)] | None = None
     seed: Annotated[int, Field(ge=SEEDS.start, lt=SEEDS.stop)] | None = None
     stop: (
         Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MOST_STOPS), BeforeValidator(_listed)]

@@ -58,7 +58,7 @@ class Worker:
         self._asked: set[Job] = set()  # those whose orders are not taken yet
         self._waiting: deque[Job] = deque()
         self._running: dict[Writing, Job] = {}
-        self._end: Exception | None = None
+        self._end: str | None = None  # why it goes on no more
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -77,14 +77,14 @@ class Worker:
     def submit(self, prompt: Sequence[int], new: int, sampling: Sampling, stop: Collection[int]) -> Job:
         """Ask for `new` tokens; BusyError where too many wait, RuntimeError where the worker has ended."""
         if self._end is not None:
-            raise self._end
+            raise RuntimeError(self._end)
         if self.waiting >= MOST_WAITING:
             raise BusyError(f"{self.waiting} requests wait already")
         job = Job(self, prompt, new, sampling, stop)
         self._asked.add(job)
         self._orders.put(("begin", job))
         if self._end is not None:  # it may have ended since, and looked for the last time at who waits
-            raise self._end
+            raise RuntimeError(self._end)
         return job
 
     def drop(self, job: Job) -> None:
@@ -100,13 +100,13 @@ class Worker:
             while self._obey():
                 self._begin()
                 self._step()
-            self._end = RuntimeError("the server is ending")
+            self._end = "the server is ending"
         except Exception as error:  # whatever it is, those who wait must hear of it
             logger.exception("the engine stopped")
-            self._end = RuntimeError(f"the engine has stopped: {error}")
+            self._end = f"the engine has stopped: {error}"
         late = [self._orders.get()[1] for _ in range(self._orders.qsize())]
         for job in {*self._running.values(), *self._waiting, *late} - {None}:
-            job.deliver(self._end)
+            job.deliver(RuntimeError(self._end))
         self._running.clear()
         self._waiting.clear()
         self._asked.clear()

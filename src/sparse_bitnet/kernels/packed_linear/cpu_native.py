@@ -67,6 +67,8 @@ def supports(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, layo
 
 def run(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, layout: PackedLayout) -> Tensor:
     rows, row_bytes = weight.shape
+    if weight.dtype != torch.uint8 or layout.in_features < 1:
+        raise ValueError(f"weight {list(weight.shape)} in {weight.dtype} is not of uint8 and of at least a column")
     if row_bytes != get_format(layout.format).bytes_per_row(layout.in_features) or x.shape[-1] != layout.in_features:
         raise ValueError(
             f"x {list(x.shape)} and weight {list(weight.shape)} are not of in_features={layout.in_features}"
