@@ -19,7 +19,7 @@ from sparse_bitnet.evaluation.tasks import evaluate_tasks
 
 def write(file: Path, rows: list[dict[str, object]]) -> None:
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(gzip.compress(text.encode()) if file.suffix == ".gz" else text.encode())
 
 
@@ -62,6 +62,64 @@ def test_accuracies_are_those_of_the_log_likelihoods(
     assert "mean of pairs: acc" in str(found) and "|choice" in str(found)
     packed = evaluate_tasks(convert(model), tokenizer, tasks)
     assert packed.to_dict()["results"] == found.to_dict()["results"]
+
+
+def test_every_file_is_a_task_of_its_own(
+    latent_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    files = ("arc.easy.jsonl", "arc.challenge.jsonl.gz", "more/arc.easy.jsonl", "more/old/arc.easy.jsonl")
+    for count, file in enumerate(files, 1):
+        write(tmp_path / "all" / file, QUESTIONS[:count])
+    found = evaluate_tasks(latent_model(), tokenizer, [str(tmp_path / "all"), str(tmp_path / "all" / files[0])])
+    counts = {name: samples["original"] for name, samples in found.harness["n-samples"].items()}
+    assert counts == {
+        "all/arc.easy": 1, "all/arc.challenge": 2, "all/more/arc.easy": 3, "all/more/old/arc.easy": 4, "arc.easy": 1,
+    }  # fmt: skip
+    accuracies = [found.harness["results"][name]["acc,none"] for name in counts if name.startswith("all/")]
+    assert found.means == {"all": pytest.approx(sum(accuracies) / 4)}
+
+
+def test_a_directory_is_named_however_it_is_given(
+    latent_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write(tmp_path / "pairs" / "order.jsonl", PAIRS)
+    monkeypatch.chdir(tmp_path / "pairs")
+    found = evaluate_tasks(latent_model(), tokenizer, ["."])
+    assert list(found.harness["n-samples"]) == ["pairs/order"] and list(found.means) == ["pairs"]
+
+
+@pytest.mark.parametrize(
+    ("files", "tasks", "name"),
+    [
+        (["a.jsonl", "a.jsonl.gz"], ["a.jsonl", "a.jsonl.gz"], "a"),
+        (["one/a.jsonl", "two/a.jsonl"], ["one/a.jsonl", "two/a.jsonl"], "a"),
+        (["all/a.jsonl", "all/a.jsonl.gz"], ["all"], "all/a"),
+        (["one/all/a.jsonl", "two/all/b.jsonl"], ["one/all", "two/all"], "all/"),
+    ],
+)
+def test_two_tasks_of_one_name_are_refused(
+    latent_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    files: list[str],
+    tasks: list[str],
+    name: str,
+) -> None:
+    for file in files:
+        write(tmp_path / file, PAIRS)
+    with pytest.raises(ValueError, match=f"are both named {name}: rename one, or leave it out"):
+        evaluate_tasks(latent_model(), tokenizer, [str(tmp_path / task) for task in tasks])
+
+
+def test_a_file_with_the_name_of_a_task_of_the_harness_is_refused_beside_it(
+    latent_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    write(tmp_path / "hellaswag.jsonl", QUESTIONS)
+    with pytest.raises(ValueError, match=r"hellaswag.jsonl has the name of the harness's task hellaswag: rename it"):
+        evaluate_tasks(latent_model(), tokenizer, ["hellaswag", str(tmp_path / "hellaswag.jsonl")])
 
 
 def test_the_command_writes_what_it_prints(
@@ -122,4 +180,4 @@ def test_real_questions(
 ) -> None:
     file = shared_data / "eval" / "hellaswag_val.mc.jsonl.xz"
     found = evaluate_tasks(latent_model(), tokenizer, [str(file)], limit=8)
-    assert found.harness["n-samples"]["hellaswag_val"] == {"original": 10042, "effective": 8}
+    assert found.harness["n-samples"]["hellaswag_val.mc"] == {"original": 10042, "effective": 8}

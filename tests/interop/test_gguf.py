@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,20 +28,16 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }  # fmt: skip
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
 MODELS = {
     "qwen2": {},
     "qwen2-untied": {"tie_word_embeddings": False},
     "qwen3": Qwen3Config(**SHAPE, head_dim=64, tie_word_embeddings=True),
     "llama": LlamaConfig(**SHAPE, tie_word_embeddings=False),
     "linear-scaling": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}},
-    "yarn-scaling": {
-        "rope_parameters": {
-            "rope_type": "yarn",
-            "rope_theta": 10000.0,
-            "factor": 4.0,
-            "original_max_position_embeddings": 32,
-        }
-    },
+    "yarn-scaling": {"rope_parameters": YARN},
+    "yarn-attention": {"rope_parameters": YARN | {"attention_factor": 6.0}},
+    "yarn-mscale": {"rope_parameters": YARN | {"mscale": 40.0, "mscale_all_dim": 1.0}},
     "llama3-scaling": LlamaConfig(**SHAPE, tie_word_embeddings=True, rope_parameters=LLAMA3),
 }
 
@@ -144,6 +141,43 @@ def test_rows_that_are_no_multiple_take_a_type_that_holds_them(
     with llama_cpp(tmp_path / "model.gguf") as ask:
         step = ask(ids)
     assert step["id"] == int(log_probabilities(model, ids).argmax())
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, None),
+        ({"beta_fast": 32, "beta_slow": None, "truncate": True}, None),
+        ({"attention_factor": 2.0}, 2.0 / (0.1 * math.log(4.0) + 1)),
+        ({"mscale": 2.0, "mscale_all_dim": 1.0}, (0.2 * math.log(4.0) + 1) / (0.1 * math.log(4.0) + 1) ** 2),
+    ],
+)
+def test_the_attention_factor_of_yarn_is_written_as_a_multiple_of_the_usual_one(
+    more: dict[str, Any],
+    expected: float | None,
+    saved: Callable[..., tuple[PreTrainedModel, Path]],
+    tmp_path: Path,
+) -> None:
+    _, directory = saved({"rope_parameters": YARN | more})
+    export_gguf(str(directory), tmp_path / "model.gguf")
+    field = gguf.GGUFReader(tmp_path / "model.gguf").get_field("qwen2.rope.scaling.attn_factor")
+    assert (field is None) == (expected is None)
+    if field is not None:
+        assert field.contents() == pytest.approx(expected, rel=1e-6)  # stored as fp32
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"), [({"beta_fast": 16.0}, "32"), ({"beta_slow": 4.0}, "1"), ({"truncate": False}, "True")]
+)
+def test_settings_of_yarn_that_llama_cpp_does_not_read_are_refused(
+    setting: dict[str, Any], told: str, saved: Callable[..., tuple[PreTrainedModel, Path]], tmp_path: Path
+) -> None:
+    _, directory = saved({"rope_parameters": YARN | setting})
+    ((key, value),) = setting.items()
+    with pytest.raises(ValueError, match=rf"{key}={value} of rope_parameters .* qwen2 takes {told} whatever") as caught:
+        export_gguf(str(directory), tmp_path / "model.gguf")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "model.gguf").exists()
 
 
 def test_a_latent_checkpoint_is_packed_on_the_way(latent_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:

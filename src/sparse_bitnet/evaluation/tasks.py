@@ -20,7 +20,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import make_table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sparse_bitnet.corpus.documents import DAMAGE
+from sparse_bitnet.corpus.documents import COMPRESSIONS, DAMAGE
 
 KINDS: dict[tuple[str, ...], dict[str, Any]] = {
     ("query", "choices", "gold"): {
@@ -41,7 +41,7 @@ METRICS = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for
 
 @dataclass(frozen=True)
 class TaskResults:
-    """`harness` is what the harness returned; `means` the mean accuracy of each directory of files."""
+    """`harness` is what the harness returned; `means` the mean accuracy of each directory's files, of equal weight."""
 
     harness: dict[str, Any]
     means: Mapping[str, float]
@@ -66,10 +66,12 @@ def evaluate_tasks(
 
     limit  questions a task, the first ones; None takes all
 
-    ValueError for a name that is neither, or a file that is of no kind that is known.
+    A file is named as it is, less `.jsonl` and `.xz`, `.gz` or `.zst`; in a directory, by its path from there.
+    ValueError for a name that is neither, two of the same name, or a file that is of no kind that is known.
     """
     chosen: list[Any] = []
     groups: dict[str, list[str]] = {}
+    sources: dict[str, Path] = {}  # what has a name already; that of a directory ends in /
     for entry in tasks:
         path = Path(entry).expanduser()
         if not path.exists():
@@ -78,11 +80,18 @@ def evaluate_tasks(
         files = sorted(path.rglob("*.jsonl*")) if path.is_dir() else [path]
         if not files:
             raise ValueError(f"{path} holds no .jsonl files")
-        local = [_task(file, f"{path.name}/{_stem(file)}" if path.is_dir() else _stem(file)) for file in files]
-        chosen += local
+        members = {file: _task_name(file, path) for file in files}
         if path.is_dir():
-            groups[path.name] = [task["task"] for task in local]
+            group = path.absolute().name
+            _take_name(sources, f"{group}/", path)
+            groups[group] = list(members.values())
+        for file, name in members.items():
+            _take_name(sources, name, file)
+        chosen += [_task(file, name) for file, name in members.items()]
     names = [entry for entry in chosen if isinstance(entry, str)]
+    taken = [name for name in names if name in sources]
+    if taken:
+        raise ValueError(f"--tasks: {sources[taken[0]]} has the name of the harness's task {taken[0]}: rename it")
     manager = TaskManager(include_defaults=bool(names))
     unknown = [name for name in names if not manager.match_tasks([name])]
     if unknown:
@@ -96,8 +105,16 @@ def evaluate_tasks(
     return TaskResults(harness, means)
 
 
-def _stem(file: Path) -> str:
-    return file.name.partition(".")[0]
+def _task_name(file: Path, entry: Path) -> str:
+    """The path of `file` from beside `entry`, the file itself or a directory around it, less .jsonl and compression."""
+    path = entry.absolute().name / file.relative_to(entry)
+    return str(path.with_suffix("") if path.suffix in COMPRESSIONS else path).removesuffix(".jsonl")
+
+
+def _take_name(sources: dict[str, Path], name: str, path: Path) -> None:
+    if name in sources:
+        raise ValueError(f"--tasks: {sources[name]} and {path} are both named {name}: rename one, or leave it out")
+    sources[name] = path
 
 
 def _task(file: Path, name: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ Shapes: O out_features, I in_features.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,8 @@ ROPE_SCALINGS = {
     "llama3": gguf.RopeScalingType.NONE,  # its factors are a tensor
     "yarn": gguf.RopeScalingType.YARN,
 }
+YARN_FIXED: dict[str, tuple[Any, ...]] = {"beta_fast": (32, None), "beta_slow": (1, None), "truncate": (True,)}
+"""What llama.cpp (build 11549) takes whatever the file says: for these architectures it does not read `yarn_beta_*`."""
 ARCHITECTURES = {
     "qwen2": gguf.MODEL_ARCH.QWEN2,
     "qwen3": gguf.MODEL_ARCH.QWEN3,
@@ -128,19 +131,39 @@ def _add_settings(writer: gguf.GGUFWriter, config: Any, name: str, type: str) ->
     writer.add_value_length(head)
     writer.add_rope_dimension_count(head)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    _add_rope(writer, config)
+
+
+def _add_rope(writer: gguf.GGUFWriter, config: Any) -> None:
+    """Base and scaling of the rotary embedding; ValueError for settings that llama.cpp would not follow."""
     rope: dict[str, Any] = config.rope_parameters
-    writer.add_rope_freq_base(rope["rope_theta"])
     kind = rope.get("rope_type", "default")
     if kind not in ROPE_SCALINGS:
         raise ValueError(f"rope_type {kind} is not one that can be exported: {', '.join(ROPE_SCALINGS)}")
+    writer.add_rope_freq_base(rope["rope_theta"])
     if ROPE_SCALINGS[kind] != gguf.RopeScalingType.NONE:
         writer.add_rope_scaling_type(ROPE_SCALINGS[kind])
         writer.add_rope_scaling_factor(rope["factor"])
-        if kind == "yarn":
-            original = rope.get("original_max_position_embeddings", config.max_position_embeddings)
-            writer.add_rope_scaling_orig_ctx_len(original)
+    if kind == "yarn":
+        _add_yarn(writer, config)
     if kind == "llama3":
         writer.add_tensor(gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.ROPE_FREQS] + ".weight", _llama3_factors(config))
+
+
+def _add_yarn(writer: gguf.GGUFWriter, config: Any) -> None:
+    rope: dict[str, Any] = config.rope_parameters
+    for key, allowed in YARN_FIXED.items():
+        value = rope.get(key, allowed[0])
+        if value not in allowed:
+            raise ValueError(
+                f"{key}={value} of rope_parameters cannot be exported: llama.cpp's {config.model_type} takes "
+                f"{allowed[0]} whatever the file says; run this model with transformers"
+            )
+    writer.add_rope_scaling_orig_ctx_len(rope.get("original_max_position_embeddings", config.max_position_embeddings))
+    _, attention = ROPE_INIT_FUNCTIONS["yarn"](config, device="cpu")
+    usual = 0.1 * math.log(max(rope["factor"], 1)) + 1  # llama.cpp multiplies it with what the file says
+    if attention != usual:
+        writer.add_rope_scaling_attn_factors(attention / usual)
 
 
 def _llama3_factors(config: Any) -> np.ndarray:

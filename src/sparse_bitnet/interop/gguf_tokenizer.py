@@ -13,8 +13,9 @@ from sparse_bitnet.corpus.tokenizer import TOKENIZER_FILE, load_tokenizer
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-RULES = {WORDS % "": "qwen2", WORDS % "{1,3}": "llama-bpe", None: "gpt-2"}
-"""How text is cut into words before the BPE -> the name of that in llama.cpp; None: by the ByteLevel step itself."""
+SPLITS = {WORDS % "": "qwen2", WORDS % "{1,3}": "llama-bpe"}
+"""The expression by which a Split step cuts text into words -> the name of that in llama.cpp."""
+REMEDY = "without this file the model is exported for token numbers only"
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, directory: Path, config: Any) -> tuple[str, ...]:
@@ -29,18 +30,29 @@ def add_tokenizer(writer: gguf.GGUFWriter, directory: Path, config: Any) -> tupl
         raise ValueError(
             f"{file}: a tokenizer of type {model.get('type')} that is no byte-level BPE cannot be exported"
         )
-    rules = _word_rules(stored)
-    if rules not in RULES:
-        raise ValueError(f"{file} cuts words in a way that llama.cpp has no name for here: {rules}")
-    tokens = [f"[PAD{index}]" for index in range(config.vocab_size)]
-    types = [gguf.TokenType.UNUSED] * config.vocab_size
-    for token, index in model["vocab"].items():
-        tokens[index], types[index] = token, gguf.TokenType.NORMAL
+    name = _word_rules(_steps(stored))
+    if name is None:
+        steps = json.dumps(_steps(stored))
+        raise ValueError(f"{file} cuts words in a way that llama.cpp has no name for here: {steps}; {REMEDY}")
+    if _changes_text(stored.get("normalizer")):
+        normalizer = json.dumps(stored["normalizer"])
+        raise ValueError(f"{file} changes text in a way that llama.cpp does not: normalizer {normalizer}; {REMEDY}")
+    entries = [(index, token, gguf.TokenType.NORMAL) for token, index in model["vocab"].items()]
     for added in stored.get("added_tokens", []):
         special = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
-        tokens[added["id"]], types[added["id"]] = added["content"], special
+        entries.append((added["id"], added["content"], special))
+    largest = max((index for index, _, _ in entries), default=0)
+    if largest >= config.vocab_size:
+        raise ValueError(
+            f"{file} has a token {largest}, and the model's vocab_size={config.vocab_size} ends before it: "
+            "put the tokenizer that the model was trained with there"
+        )
+    tokens = [f"[PAD{index}]" for index in range(config.vocab_size)]
+    types = [gguf.TokenType.UNUSED] * config.vocab_size
+    for index, token, type in entries:
+        tokens[index], types[index] = token, type
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(RULES[rules])
+    writer.add_tokenizer_pre(name)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges([one if isinstance(one, str) else " ".join(one) for one in model["merges"]])
@@ -68,7 +80,28 @@ def _is_byte_level(stored: dict[str, Any]) -> bool:
     return any(step.get("type") == "ByteLevel" for step in _steps(stored))
 
 
-def _word_rules(stored: dict[str, Any]) -> str | None:
-    """The expression by which words are cut, None where ByteLevel does it."""
-    splits = [step for step in _steps(stored) if step.get("type") == "Split"]
-    return splits[0]["pattern"].get("Regex", "") if splits else None
+def _word_rules(steps: list[dict[str, Any]]) -> str | None:
+    """llama.cpp's name of the rules by which exactly these steps cut words; None where it has none."""
+    match [{"use_regex": True} | step for step in steps]:  # the value where a ByteLevel step says nothing
+        case [{"type": "ByteLevel", "use_regex": True, "add_prefix_space": False}]:
+            return "gpt-2"
+        case [
+            {"type": "Digits", "individual_digits": True},
+            {"type": "ByteLevel", "use_regex": True, "add_prefix_space": False},
+        ]:
+            return "smollm"
+        case [
+            {"type": "Split", "pattern": {"Regex": words}, "behavior": behavior, "invert": invert},
+            {"type": "ByteLevel", "use_regex": False, "add_prefix_space": False},
+        ] if behavior == "Isolated" or (behavior == "Removed" and invert):  # the same, as every character is matched
+            return SPLITS.get(words)
+    return None
+
+
+def _changes_text(normalizer: dict[str, Any] | None) -> bool:
+    """Whether text is changed before it is cut. NFC, which Qwen2 has, may stay: most text is NFC before it is read."""
+    if normalizer is None:
+        return False
+    if normalizer["type"] == "Sequence":
+        return any(_changes_text(one) for one in normalizer["normalizers"])
+    return normalizer["type"] != "NFC"
