@@ -97,6 +97,8 @@ def test_what_cannot_be_is_told_at_once(packed: Packed, mixture_model: Callable[
     assert obstacle(packed()[0]) == "it writes on one GPU, and the model is on cpu"
     with pytest.raises(ValueError, match="the prompt is empty"):
         write(packed()[0], [], 4)
+    with pytest.raises(ValueError, match="token 99999 is not in the vocabulary of 320"):
+        write(packed()[0], [1, 99999], 4)
     with pytest.raises(ValueError, match="it knows qwen2, qwen3, llama, and the model is of the type qwen3_moe"):
         write(mixture_model(), PROMPT, 4)
     windowed = packed(use_sliding_window=True, sliding_window=16, max_window_layers=1)[0]

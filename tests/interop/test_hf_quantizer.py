@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM, GPTNeoXConfig, MixtralConfig, Phi3Config, PreTrainedModel
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPTNeoXConfig,
+    MixtralConfig,
+    Phi3Config,
+    PreTrainedModel,
+)
 
 from sparse_bitnet import Recipe, convert, prepare, set_pattern
 from sparse_bitnet.engine.architecture import obstacle
@@ -98,6 +107,21 @@ def test_fused_projections_keep_a_scale_for_each_part(config: Phi3Config | GPTNe
     assert any(len(layer.weight_scale) == 3 for _, layer in named_layers(opened))
     assert same_codes(model, opened)
     assert torch.equal(model(IDS).logits, opened(IDS).logits)
+
+
+@pytest.mark.parametrize("packs", [False, True])
+def test_another_head_is_new_and_dense(latent_model: Make, tmp_path: Path, packs: bool) -> None:
+    model = convert(latent_model()) if packs else latent_model()
+    opened = AutoModelForSequenceClassification.from_pretrained(save(model, tmp_path), num_labels=4)
+    assert type(opened.score) is nn.Linear and opened.score.out_features == 4
+    expected = model.eval().model(IDS).last_hidden_state
+    assert torch.equal(opened.eval().model(IDS).last_hidden_state, expected)
+
+
+def test_a_latent_model_has_no_weights_to_give_back(latent_model: Make, tmp_path: Path) -> None:
+    opened = AutoModelForCausalLM.from_pretrained(save(latent_model(), tmp_path))
+    with pytest.raises(ValueError, match=r"is latent, .*: pack the model with convert\(\)"):
+        opened.dequantize()
 
 
 def test_parts_that_are_none_of_the_rows_are_told_when_opened(dense_model: Make, tmp_path: Path) -> None:

@@ -28,8 +28,9 @@ from transformers import (
 from sparse_bitnet import Recipe, SparseBitLinear, StepWeights, convert, prepare, set_pattern, summary
 from sparse_bitnet.nn.experts import PackedExperts, SparseBitExperts, grouped_linear
 from sparse_bitnet.nn.layer import LatentLayer, PackedLayer
+from sparse_bitnet.nn.loading import unpack_to_linear
 from sparse_bitnet.nn.stored_settings import named_layers
-from sparse_bitnet.nn.swap import set_residual, unpack_to_linear
+from sparse_bitnet.nn.swap import set_residual
 from sparse_bitnet.training.monitors import MaskMonitor
 
 Make = Callable[..., PreTrainedModel]

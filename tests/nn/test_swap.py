@@ -28,10 +28,11 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from sparse_bitnet.nn.loading import unpack_to_linear
 from sparse_bitnet.nn.packed_linear import PackedLinear
 from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
 from sparse_bitnet.nn.stored_settings import named_layers
-from sparse_bitnet.nn.swap import convert, prepare, set_pattern, unpack_to_linear
+from sparse_bitnet.nn.swap import convert, prepare, set_pattern
 from sparse_bitnet.numerics.ternary import scale_by_row
 from sparse_bitnet.recipe import Recipe
 

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from sparse_bitnet import NMPattern, Recipe, SparseBitNetCallback, convert
 from sparse_bitnet.nn.sparse_forward import Shape
 from sparse_bitnet.nn.stored_settings import named_layers
+from sparse_bitnet.training.callback import TrainingDiverged
 from sparse_bitnet.training.schedules import ResidualSchedule, dense_to_sparse
 from sparse_bitnet.training.trainer import Trainer as SparseBitNetTrainer
 
@@ -104,6 +113,23 @@ def test_our_trainer_shows_the_readings_to_the_loggers(
         callbacks=[listener, SparseBitNetCallback()],
     ).train()  # fmt: skip
     assert all("flip_rate" in logs for logs in listener.logs if "loss" in logs)
+
+
+def test_non_finite_gradients_stop_training_but_for_fp16_whose_scaler_waits_for_them(
+    latent_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    model = latent_model()
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, math.inf)
+
+    def look(**options: bool) -> None:
+        SparseBitNetCallback().on_pre_optimizer_step(
+            arguments(tmp_path, **options), TrainerState(), TrainerControl(), model=model
+        )
+
+    with pytest.raises(TrainingDiverged, match="step 1: the gradients are not finite; the weights are still finite"):
+        look()
+    look(fp16=True)
 
 
 def test_a_dense_model_is_left_in_peace(dense_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:

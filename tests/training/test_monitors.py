@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from sparse_bitnet import Recipe, SparseBitLinear
+from sparse_bitnet.nn.summary import summary
 from sparse_bitnet.numerics.nm_mask import nm_mask
 from sparse_bitnet.numerics.ternary import absmean_scale, ternary_codes
-from sparse_bitnet.recipe import Values
+from sparse_bitnet.recipe import MaskFrom, Order, Values
 from sparse_bitnet.training.monitors import (
     MaskMonitor,
     first_non_finite_module,
@@ -39,6 +40,18 @@ def test_zeros_are_split_into_natural_ones_and_the_masks(layer: SparseBitLinear)
     assert reading.zeros_masked == float((~mask & ~zero).double().mean())
     assert reading.zeros == pytest.approx(reading.zeros_natural + reading.zeros_masked)
     assert overall == reading
+
+
+@pytest.mark.parametrize("order", ["quant-then-mask", "mask-then-quant"])
+@pytest.mark.parametrize("mask_from", ["latent", "quantized"])
+def test_the_readings_are_of_the_codes_and_the_scale_that_the_layer_uses(order: Order, mask_from: MaskFrom) -> None:
+    layer = SparseBitLinear(64, 32, recipe=Recipe("2:4", order=order, mask_from=mask_from))
+    model = model_of(layer)
+    reading, (codes, scale) = MaskMonitor().read(model)[1]["0"], layer.quantize_weight()
+    assert reading.zeros == summary(model).zeros == float((codes == 0).double().mean())
+    assert reading.zeros == pytest.approx(reading.zeros_natural + reading.zeros_masked)
+    ratio = layer.weight.detach().abs() / scale
+    assert reading.polarisation == pytest.approx(1 - float(((ratio > 0.25) & (ratio < 0.75)).double().mean()))
 
 
 def test_the_flip_rate_counts_mask_entries_that_changed_since_the_last_reading(layer: SparseBitLinear) -> None:

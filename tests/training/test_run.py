@@ -243,7 +243,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert [line["step"] for line in lines] == list(range(1, 9))
     moments = [json.loads(line)["step"] for line in (root / "histograms.jsonl").read_text().splitlines()]
     assert moments == list(range(9))
-    again = train(config, resume=str(tmp_path / "checkpoint-6"))
+    elsewhere = settings(*overrides, f"output_dir={tmp_path / 'again'}")
+    again = train(elsewhere, resume=str(tmp_path / "checkpoint-6"))
     assert_equal(weights(whole.model_directory), weights(again.model_directory))
 
 
@@ -270,6 +271,52 @@ def test_what_is_changed_on_a_resume_counts_from_there_on(
     assert {group["betas"] for group in state["param_groups"]} == {(0.5, 0.6)}
     assert {group["initial_weight_decay"] for group in state["param_groups"]} == {0.3, 0.0}
     assert resumed.steps == 6
+
+
+def test_a_resume_from_before_checkpoints_that_stand_is_refused_and_leaves_them(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """The run would remove its own checkpoints, as those have later steps, and `auto` go on from those."""
+    root = tmp_path / "run"
+    train(settings("training.steps=6", "training.keep_checkpoints=3"))
+    files = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    changed = settings("training.steps=6", "training.keep_checkpoints=1", "training.learning_rate=1e-2")
+    with pytest.raises(ValueError, match=r"later checkpoints than .*-2, checkpoint-4, checkpoint-6: move or delete"):
+        train(changed, resume=str(root / "checkpoint-2"))
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == files
+    for name in ("checkpoint-4", "checkpoint-6"):
+        (root / name).rename(tmp_path / name)
+    assert train(changed, resume=str(root / "checkpoint-2")).steps == 6
+    assert [checkpoint.name for checkpoint in checkpoints(root)] == ["checkpoint-6"]
+
+
+def test_a_resume_keeps_the_token_ids_of_its_checkpoint(settings: Settings, corpus_file: Path, tmp_path: Path) -> None:
+    """Also into another output_dir and with another text, on which another tokenizer would be trained."""
+    small = ("model.source=tiny", "tokenizer.vocab_size=300", "training.save_every=1")
+    first = train(settings(*small, "training.steps=2"))
+    ids = load_tokenizer(str(first.model_directory)).get_vocab()
+    other_text = tmp_path / "other.txt"
+    other_text.write_text(corpus_file.read_text()[::-1])
+    more = (*small, "training.steps=3", f"data.files=[{other_text}]")
+    for name, tokenizer_inside in {"inside": True, "beside": False}.items():
+        checkpoint = tmp_path / "run" / "checkpoint-2"
+        if not tokenizer_inside:
+            for file in checkpoint.glob("tokenizer*"):
+                file.unlink()
+        onward = settings(*more, f"output_dir={tmp_path / name}")
+        model = train(onward, resume=str(checkpoint)).model_directory
+        assert load_tokenizer(str(model)).get_vocab() == ids
+        assert load_tokenizer(str(tmp_path / name / "tokenizer")).get_vocab() == ids
+    shutil.rmtree(tmp_path / "run" / "tokenizer")
+    with pytest.raises(ValueError, match=r"checkpoint-2 holds no tokenizer, and .*tokenizer is missing: copy"):
+        train(settings(*more, f"output_dir={tmp_path / 'none'}"), resume=str(checkpoint))
+
+
+def test_a_resume_prepares_no_text_anew(settings: Settings, tmp_path: Path) -> None:
+    small = ("model.source=tiny", "tokenizer.vocab_size=300")
+    train(settings(*small, "training.steps=2"))
+    train(settings(*small, "training.steps=3"), resume="auto")
+    assert len(list((tmp_path / "run" / "tokens").iterdir())) == 1
 
 
 def test_what_a_checkpoint_has_settled_cannot_be_changed(settings: Settings, tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from sparse_bitnet.checkpoint.directory import stored_tensor_names
 from sparse_bitnet.nn.experts import Experts
 from sparse_bitnet.nn.layer import LatentLayer, PackedLayer
+from sparse_bitnet.nn.loading import exchange_for_loading, unpack_to_linear
 from sparse_bitnet.nn.packed_linear import check_stored
 from sparse_bitnet.nn.stored_settings import LATENT, QUANT_METHOD, StoredSettings, named_layers
-from sparse_bitnet.nn.swap import exchange_for_loading, unpack_to_linear
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -49,9 +49,10 @@ class SparseBitNetQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
-        exchange_for_loading(model, self.settings)
-        if checkpoint_files is not None:
-            _check_tensors_present(model, checkpoint_files)
+        stored = None if checkpoint_files is None else stored_tensor_names(checkpoint_files)
+        exchange_for_loading(model, self.settings, () if stored is None else _new_heads(model, stored))
+        if stored is not None:
+            _check_tensors_present(model, stored, ", ".join(checkpoint_files or ()))
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         for name, layer in named_layers(model):
@@ -81,18 +82,27 @@ class SparseBitNetQuantizer(HfQuantizer):
         return True
 
 
-def _check_tensors_present(model: nn.Module, checkpoint_files: list[str]) -> None:
+def _new_heads(model: nn.Module, stored: set[str]) -> list[str]:
+    """Linear layers outside of the base model that the checkpoint has nothing of: it is of another class."""
+    if getattr(model, "base_model", model) is model:
+        return []
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    outside = [name for name in linears if not name.startswith(prefix)]
+    return [name for name in outside if not _is_stored(f"{name}.weight", stored, prefix)]
+
+
+def _check_tensors_present(model: nn.Module, stored: set[str], files: str) -> None:
     """ValueError where a layer's tensors are not in the files: transformers would go on with arbitrary values.
 
     Experts in one tensor may lie there expert by expert, as transformers writes them back.
     """
-    stored, prefix = stored_tensor_names(checkpoint_files), f"{getattr(model, 'base_model_prefix', '')}."
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
     ours = {name for name, module in model.named_modules() if isinstance(module, LatentLayer | PackedLayer | Experts)}
     wanted = {name: tensor for name, tensor in model.state_dict().items() if name.rpartition(".")[0] in ours}
     apart = {name: tensor for name, tensor in wanted.items() if not _is_stored(name, stored, prefix)}
     missing = [name for name in revert_weight_conversion(model, apart) if not _is_stored(name, stored, prefix)]  # type: ignore[arg-type]
     if missing:
-        files = ", ".join(checkpoint_files)
         raise ValueError(f"{files}: tensor {missing[0]} is missing: the checkpoint is incomplete, save it again")
 
 

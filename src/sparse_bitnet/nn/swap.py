@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from sparse_bitnet.nn.experts import (
-    GATE_UP,
     WEIGHTS,
     PackedExperts,
     SparseBitExperts,
@@ -20,10 +19,10 @@ from sparse_bitnet.nn.experts import (
 )
 from sparse_bitnet.nn.fused_projections import fused_parts
 from sparse_bitnet.nn.layer import PackedLayer
-from sparse_bitnet.nn.layer_names import matches, matches_any, same_layer
+from sparse_bitnet.nn.layer_names import matches, matches_any
 from sparse_bitnet.nn.packed_linear import PackedLinear
 from sparse_bitnet.nn.sparse_bit_linear import SparseBitLinear
-from sparse_bitnet.nn.stored_settings import LATENT, StoredSettings, latent_layers, named_layers, record_settings
+from sparse_bitnet.nn.stored_settings import latent_layers, named_layers, record_settings
 from sparse_bitnet.numerics.ternary import Parts, check_parts
 from sparse_bitnet.recipe import NMPattern, Recipe
 
@@ -85,7 +84,7 @@ def prepare(
         warnings.warn(f"no nn.Linear layer of the model was chosen{others}: nothing is prepared", stacklevel=2)
         return model
     _warn_of_narrow_masters(layers)
-    _exchange(model, layers)
+    exchange(model, layers)
     record_settings(model)
     return model
 
@@ -139,75 +138,22 @@ def convert(model: Model, format: str = "auto") -> Model:
             packed[name] = PackedExperts.from_latent(module, format, name)
     if not packed:
         raise ValueError(NOT_PREPARED)
-    _exchange(model, packed)
+    exchange(model, packed)
     record_settings(model)
     return model
 
 
-def exchange_for_loading(model: nn.Module, settings: StoredSettings) -> None:
-    """Give `model`, whose weights are not read yet, the layers that a checkpoint with `settings` holds.
-
-    A base model may lack the prefix that the stored names carry, so a name also matches its own tail.
-    """
-    layers: dict[str, nn.Module] = {}
-    for name, linear in _named_modules(model):
-        if type(linear) is not nn.Linear or any(same_layer(name, entry) for entry in settings.ignore):
-            continue
-        parts = next((heights for entry, heights in settings.parts.items() if same_layer(name, entry)), ())
-        settings.recipe.pattern.check_width(linear.in_features, name)
-        check_parts(parts, linear.out_features, name)
-        if settings.format == LATENT:
-            layers[name] = SparseBitLinear.from_linear(linear, settings.recipe, parts)
-        else:
-            layers[name] = PackedLinear(
-                linear.in_features,
-                linear.out_features,
-                linear.bias is not None,
-                linear.weight.device,
-                linear.weight.dtype,
-                recipe=settings.recipe,
-                format=settings.format,
-                parts=parts,
-            )
-    for name, experts in experts_in_one_tensor(model):
-        if not any(same_layer(f"{name}.{GATE_UP}", entry) for entry in settings.parts):
-            continue
-        why = experts_obstacle(experts)
-        if why is not None:
-            raise ValueError(f"{name} cannot hold the experts of the checkpoint: {why}")
-        shapes = {weight: experts.get_parameter(weight).shape for weight in WEIGHTS}
-        for weight, shape in shapes.items():
-            settings.recipe.pattern.check_width(shape[-1], f"{name}.{weight}")
-        if settings.format == LATENT:
-            layers[name] = SparseBitExperts(experts, settings.recipe)
-        else:
-            device = experts.get_parameter(GATE_UP).device
-            layers[name] = PackedExperts(experts, shapes, settings.recipe, settings.format, device)
-    _exchange(model, layers)
-
-
-def unpack_to_linear(model: nn.Module, dtype: Any) -> None:
-    """Give `model` plain `nn.Linear` layers, and experts, over the effective weights of its packed ones, in `dtype`."""
-    layers: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, PackedLinear):
-            layers[name] = module.to_linear(dtype)
-        elif isinstance(module, PackedExperts):
-            layers[name] = module.to_experts(dtype)
-    _exchange(model, layers)
-
-
-def _exchange(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+def exchange(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
     """Put each layer at its name, and wherever else the module that it replaces is used."""
     replacement = {id(model.get_submodule(name)): layer for name, layer in layers.items()}
-    for name, module in list(_named_modules(model)):
+    for name, module in list(named_modules(model)):
         if id(module) in replacement:
             if not name:
                 raise ValueError("the model is itself one linear layer: use SparseBitLinear.from_linear")
             model.set_submodule(name, replacement[id(module)])
 
 
-def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return model.named_modules(remove_duplicate=False)
 
 
@@ -222,7 +168,7 @@ def _check_not_prepared_otherwise(model: nn.Module, recipe: Recipe) -> None:
 
 
 def _warn_of_unmatched(model: nn.Module, entries: Sequence[str]) -> None:
-    names = [name for name, _ in _named_modules(model)]
+    names = [name for name, _ in named_modules(model)]
     names += [f"{name}.{weight}" for name, _ in experts_in_one_tensor(model) for weight in WEIGHTS]
     for entry in entries:
         if not any(matches(name, entry) for name in names):
@@ -266,7 +212,7 @@ def _choose_linears(model: nn.Module, targets: Sequence[str] | None, ignore: Seq
     head = _embedding(model, "get_output_embeddings") if LM_HEAD in ignore else None
     return {
         name: module
-        for name, module in _named_modules(model)
+        for name, module in named_modules(model)
         if type(module) is nn.Linear
         and (targets is None or matches_any(name, targets))
         and not (matches_any(name, ignore) or module is head or _is_router(name, model))

@@ -47,7 +47,8 @@ class SparseBitNetCallback(TrainerCallback):
     logs and to `state.log_history`. A logger that stands before it among the callbacks, as those of `report_to` do,
     does not see them: move the callback to the front of `trainer.callback_handler.callbacks`, or use
     `sparse_bitnet.training.trainer.Trainer`, which does. Non-finite gradients stop training before the optimizer uses
-    them; non-finite weights before they are saved.
+    them, on a GPU in the steps that log alone (see `looks_for_nan`), and not with fp16, where they are the signal to
+    the GradScaler to skip the step and scale less. Non-finite weights stop it before they are saved.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class SparseBitNetCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         model: nn.Module = kwargs["model"]
-        if not looks_for_nan(state, args.device):
+        if args.fp16 or not looks_for_nan(state, args.device):
             return
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         if gradients and not math.isfinite(float(whole_tensor(nn.utils.get_total_norm(gradients)))):

@@ -1,6 +1,6 @@
 """What the mask and the latent weights of a model do while it trains: observers, kept outside of the layers.
 
-Shapes: O out_features, I in_features.
+Shapes: O out_features, I in_features, P parts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class LayerReading:
 
     flip_rate      mask entries that changed since the last reading; None at the first
     zeros          codes that are 0 after the mask
-    zeros_natural  codes that are 0 before the mask (arXiv 2603.05168: about 0.42 once trained)
+    zeros_natural  codes that are 0 before the mask, at the layer's scale (arXiv 2603.05168: about 0.42 once trained)
     zeros_masked   codes that only the mask made 0
     polarisation   latent weights outside the valley 0.25 < |weight| / scale < 0.75 between the codes 0 and +-1, hence
                    settled on a code; 0.71 for Gaussian weights
@@ -59,7 +59,7 @@ class MaskMonitor:
     def _read_layer(self, name: str, layer: LatentLayer) -> LayerReading:
         weight = whole_tensor(layer.weight.detach())
         mask = weight_mask(weight, layer.recipe, layer.parts)
-        scale = absmean_scale(weight, layer.parts)
+        scale = _scale(weight, layer)
         zero = ternary_codes(weight, scale, layer.parts) == 0
         if layer.recipe.values != "ternary":  # nothing is rounded to 0
             zero = torch.zeros_like(zero)
@@ -86,12 +86,18 @@ def weight_histograms(model: nn.Module) -> dict[str, dict[str, list[int]]]:
 
 
 def _layer_histograms(layer: LatentLayer) -> dict[str, list[int]]:
-    weight, full = whole_tensor(layer.weight.detach()), layer.recipe.values == "full"
-    scale = absmean_scale(weight, layer.parts) if full else quantize_weight(weight, layer.recipe, layer.parts)[1]
-    ratio = weight.float() / scale_by_row(scale, layer.parts, layer.out_features)
+    weight = whole_tensor(layer.weight.detach())
+    ratio = weight.float() / scale_by_row(_scale(weight, layer), layer.parts, layer.out_features)
     ratio = ratio.clamp_(-HISTOGRAM_REACH, HISTOGRAM_REACH)
     mask = weight_mask(weight, layer.recipe, layer.parts)
     return {"kept": _counts(ratio[mask]), "masked": _counts(ratio[~mask])}
+
+
+def _scale(weight: Tensor, layer: LatentLayer) -> Tensor:
+    """Scale [..., P] fp32 of the codes of weight [..., O, I]; the mean magnitude for `values="full"`, without codes."""
+    if layer.recipe.values == "full":
+        return absmean_scale(weight, layer.parts)
+    return quantize_weight(weight, layer.recipe, layer.parts)[1]
 
 
 def _counts(ratio: Tensor) -> list[int]:

@@ -6,9 +6,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sparse_bitnet.checkpoint.loading import resolve_source
+from sparse_bitnet.nn.loading import exchange_for_loading
 from sparse_bitnet.nn.stored_settings import StoredSettings, named_layers
-from sparse_bitnet.nn.swap import exchange_for_loading, prepare
 from sparse_bitnet.training.config import TrainConfig
+from sparse_bitnet.training.model import prepare_layers
 from sparse_bitnet.training.presets import PRESETS, preset_config
 
 BYTES_A_PARAMETER = 16  # fp32 weight, gradient and the two moments of AdamW
@@ -22,11 +23,9 @@ def describe_plan(config: TrainConfig) -> str:
         shape = AutoConfig.from_pretrained(resolve_source(config.model.source))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape)
-    if hasattr(shape, "quantization_config"):
+    if config.model.weights != "random" and getattr(shape, "quantization_config", None) is not None:
         exchange_for_loading(model, StoredSettings.from_dict(shape.quantization_config))
-    else:
-        settings = config.recipe
-        prepare(model, settings.recipe(), settings.targets, settings.ignore, indivisible=settings.indivisible)
+    prepare_layers(config, model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     ternary = sum(layer.weight.numel() for _, layer in named_layers(model))
     training = config.training

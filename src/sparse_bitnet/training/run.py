@@ -44,7 +44,13 @@ from sparse_bitnet.training.run_log import (
     TOKENS,
 )
 from sparse_bitnet.training.sparse_forward import SparseForward
-from sparse_bitnet.training.trainer import Trainer, checkpoint_damage, checkpoints, newest_checkpoint
+from sparse_bitnet.training.trainer import (
+    Trainer,
+    checkpoint_damage,
+    checkpoint_step,
+    checkpoints,
+    newest_checkpoint,
+)
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ def train(config: TrainConfig, resume: str = "never") -> TrainResult:
             return TrainResult(root / MODEL, state["global_step"], state["log_history"])
     with first_process_first():
         root.mkdir(parents=True, exist_ok=True)
-        tokenizer = build_tokenizer(config, root, source, resumed=checkpoint is not None or not first)
+        tokenizer = build_tokenizer(config, root, source, checkpoint)
         transformers.set_seed(config.training.seed)
         model = build_model(config, tokenizer)
         data = training_blocks(config, source, tokenizer, root / TOKENS)
@@ -145,6 +151,7 @@ def checkpoint_to_resume(root: Path, resume: str) -> Path | None:
         damage = checkpoint_damage(Path(resume))
         if damage is not None:
             raise ValueError(damage)
+        check_no_later_checkpoints(root, Path(resume))
         return Path(resume)
     checkpoint, refusals = newest_checkpoint(root)
     for refusal in refusals:
@@ -152,6 +159,17 @@ def checkpoint_to_resume(root: Path, resume: str) -> Path | None:
     if checkpoint is not None:
         print(f"resuming from {checkpoint}", flush=True)
     return checkpoint
+
+
+def check_no_later_checkpoints(root: Path, checkpoint: Path) -> None:
+    """ValueError where `root` holds later ones: the run would remove its own, and `--resume auto` go on from those."""
+    step = read_json(checkpoint / TRAINER_STATE_NAME)["global_step"]
+    later = [path.name for path in checkpoints(root) if checkpoint_step(path) > step]
+    if later:
+        raise ValueError(
+            f"{root} holds later checkpoints than {checkpoint}, {', '.join(later)}: move or delete them, or choose "
+            f"another output_dir"
+        )
 
 
 def validation_text(config: TrainConfig) -> TextSource | None:

@@ -167,7 +167,12 @@ def _turn(callback: TrainerCallback) -> int:
 def checkpoints(root: Path) -> list[Path]:
     """The checkpoints below `root`, oldest first."""
     found = [path for path in root.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    return sorted(found, key=checkpoint_step)
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The step in the name of a checkpoint."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def remove_old_checkpoints(root: Path, keep: int | None) -> None:
