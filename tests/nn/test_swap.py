@@ -257,7 +257,7 @@ def test_parts_may_be_given_by_entry() -> None:
         (["*.1?.mlp.*"], {"layers.10.mlp.up"}),
         (["layers.[34].*.o_proj"], {"layers.3.self_attn.o_proj", "layers.4.self_attn.o_proj"}),
     ],
-    ids=str,
+    ids=["mlp", "layers.1", "q_proj", "two", "*.1?.mlp.*", "[34]"],
 )
 def test_targets_are_whole_segments_or_globs(targets: list[str], expected: set[str]) -> None:
     assert prepared_names(prepare(stack(), Recipe("6:8"), targets=targets)) == expected
