@@ -8,7 +8,7 @@
 
 namespace sparse_bitnet {
 
-constexpr std::size_t kSorted = 256;  // at first, then so many times as many
+constexpr std::size_t kSorted = 256, kMore = 8;  // at first, then so many times as many
 
 std::int32_t sample(float* logits, std::size_t vocabulary, const Sampling& sampling,
                     const std::vector<std::int32_t>& seen, double uniform) {
@@ -46,11 +46,11 @@ std::int32_t sample(float* logits, std::size_t vocabulary, const Sampling& sampl
     if (sampling.top_p < 1) {
         double all = 0, some = 0;
         for (const std::int32_t token : tokens) all += weight(token);
-        std::size_t count = 0, sorted = 0;  // few are needed as a rule, and to sort all would take ten times as long
+        std::size_t count = 0, sorted = 0;  // few are needed as a rule: no more are sorted
         while (count < tokens.size() && (count == 0 || some < sampling.top_p * all)) {
             if (count == sorted) {
                 const auto first = tokens.begin() + static_cast<std::ptrdiff_t>(count);
-                sorted = std::min(tokens.size(), kSorted * (sorted + 1));
+                sorted = std::min(tokens.size(), std::max(kSorted, kMore * sorted));
                 const auto last = tokens.begin() + static_cast<std::ptrdiff_t>(sorted);
                 std::nth_element(first, last, tokens.end(), likelier);
                 std::sort(first, last, likelier);

@@ -119,8 +119,6 @@ bool is_right(const Kernel& kernel, const Case& one, int threads) {
     return true;
 }
 
-}  // namespace
-
 // Whether what a task throws comes to the caller, when no task runs any more, and the threads go on afterwards.
 bool throws_cleanly() {
     for (int round = 0; round < 200; ++round) {
@@ -146,6 +144,8 @@ bool throws_cleanly() {
     }
     return true;
 }
+
+}  // namespace
 
 int main() {
     if (!throws_cleanly()) return std::printf("an exception of a task is lost, or comes too early\n"), 1;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,15 @@ from sparse_bitnet.nn.stored_settings import LATENT, QUANT_METHOD, StoredSetting
 MODEL_TYPES = ("qwen2", "qwen3", "llama")
 LARGEST_NUMBER = 2**31 - 1
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+
+
+def check_tokens(prompt: Sequence[int], vocabulary: int) -> None:
+    """ValueError for a prompt without tokens, or with one that is none of the vocabulary."""
+    if len(prompt) == 0:
+        raise ValueError("the prompt is empty: give at least one token to go on from")
+    outside = next((token for token in prompt if not 0 <= token < vocabulary), None)
+    if outside is not None:
+        raise ValueError(f"token {outside} is not in the vocabulary of {vocabulary}: is it the model's tokenizer?")
 
 
 class NotSupportedError(ValueError):

@@ -27,7 +27,7 @@ from transformers.generation.logits_process import (
 )
 
 from sparse_bitnet.engine import one_launch
-from sparse_bitnet.engine.architecture import MODEL_TYPES
+from sparse_bitnet.engine.architecture import MODEL_TYPES, check_tokens
 from sparse_bitnet.engine.rotary import Rotary
 from sparse_bitnet.engine.sampling import Sampling
 from sparse_bitnet.kernels.capture import capture
@@ -78,15 +78,10 @@ def write(
     the same, call by call. ValueError for an empty prompt and a model that it does not know, and later where logits are
     no numbers.
     """
-    if not prompt:
-        raise ValueError("the prompt is empty: give at least one token to go on from")
     unknown = _what_is_unknown(model)
     if unknown is not None:
         raise ValueError(unknown)
-    vocabulary = model.config.vocab_size
-    outside = next((token for token in prompt if not 0 <= token < vocabulary), None)
-    if outside is not None:
-        raise ValueError(f"token {outside} is not in the vocabulary of {vocabulary}: is it the model's tokenizer?")
+    check_tokens(prompt, model.config.vocab_size)
     return _write(model, list(prompt), max_new_tokens, sampling or Sampling(), stop)
 
 

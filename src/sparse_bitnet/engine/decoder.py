@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sparse_bitnet import _native
 from sparse_bitnet.checkpoint.directory import check_directory
-from sparse_bitnet.engine.architecture import ATTENTION, Architecture, end_tokens
+from sparse_bitnet.engine.architecture import ATTENTION, Architecture, check_tokens, end_tokens
 from sparse_bitnet.engine.batch import CHUNK, Batch
 from sparse_bitnet.engine.sampling import Sampling
 from sparse_bitnet.engine.weights import StoredTensors
@@ -100,14 +100,10 @@ class Decoder:
 
     def check(self, ids: Sequence[int], new: int) -> None:
         """ValueError for a prompt that cannot be, or that leaves no room for `new` tokens."""
-        context, vocabulary = self.architecture.context, self.architecture.vocabulary
-        if len(ids) == 0:
-            raise ValueError("the prompt is empty: give at least one token to go on from")
+        context = self.architecture.context
+        check_tokens(ids, self.architecture.vocabulary)
         if new < 0 or len(ids) + new > context:
             raise ValueError(f"{len(ids)} tokens of prompt and {new} new ones exceed the model's context of {context}")
-        outside = next((token for token in ids if not 0 <= token < vocabulary), None)
-        if outside is not None:
-            raise ValueError(f"token {outside} is not in the vocabulary of {vocabulary}: is it the model's tokenizer?")
 
     def cache_bytes(self, tokens: int) -> int:
         """What keys and values of a sequence take when it has so many tokens; ValueError as of `new_cache`."""

@@ -2,7 +2,7 @@
 
 In a block of a transformer the residual is added to what a product gives. The compiler makes a kernel of that, which
 reads both and writes their sum; a product on sparse tensor cores can add the residual to its sums before it writes
-them, one rounding less, and hardly takes longer for it. The pass has it do so.
+them, one rounding less, and a third of the bytes. The pass has it do so.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from sparse_bitnet.numerics.ternary import Parts
+from sparse_bitnet.numerics.ternary import Parts, check_parts
 
 FUSED_QKV = ("qkv_proj", "Wqkv", "query_key_value")
 FUSED_GATE_UP = ("gate_up_proj",)  # [gate; up] wherever it is used
@@ -45,6 +45,8 @@ def fused_parts(name: str, linear: nn.Linear, config: Any) -> Parts:
 
 
 def _checked(parts: Parts, height: int, name: str) -> Parts:
-    if 0 in parts or height % sum(parts):
-        raise ValueError(f"{name}: {height} rows do not divide into parts of {parts}: pass parts={{...}}")
+    try:
+        check_parts(parts, height, name)
+    except ValueError as error:
+        raise ValueError(f"{error}: pass parts={{...}}") from None
     return parts
