@@ -135,6 +135,12 @@ class Scale:
         """The scale of runs of `size` where degradations are compared over sizes: it has rates of its own."""
         return replace(self, swept_size=size, tokens_of_each=self.trend_tokens, batch=self.trend_batch)
 
+    @property
+    def of_one_ratio(self) -> tuple[str, ...]:
+        """The sizes that get as many tokens a weight as the smallest, which is the first of them."""
+        each = dict(zip(self.sizes, self.tokens_a_weight, strict=True))
+        return tuple(size for size in self.sizes if each[size] == each[self.sizes[0]])
+
     def tokens_each(self, size: str) -> float:
         """Tokens of training for each weight of the linear layers."""
         return self.tokens(size) / SHAPES[size].weights

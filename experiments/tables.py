@@ -97,9 +97,13 @@ def trend(scale: Scale, results: Results) -> list[Run]:
 
 
 def larger(scale: Scale, results: Results) -> list[Run]:
-    """The larger sizes for as long as their tokens a weight make it, one seed: what repeated text does."""
-    first = scale.seeds[:1]
-    return [run for size in scale.sizes[1:] for run in _both(scale, results, size, LARGER, first)]
+    """The larger sizes for as long as their tokens a weight make it.
+
+    Those of the smallest size's ratio with every seed, as they are Table A again. Others with one: what repeated text
+    does.
+    """
+    seeds = {size: scale.seeds if size in scale.of_one_ratio else scale.seeds[:1] for size in scale.sizes[1:]}
+    return [run for size in seeds for run in _both(scale, results, size, LARGER, seeds[size])]
 
 
 def ablations(scale: Scale, results: Results) -> list[Run]:

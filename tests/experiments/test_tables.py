@@ -59,7 +59,7 @@ def test_other_tables_wait_for_the_sweep(tmp_path: Path) -> None:
     asked = {name: TABLES[name](PAPER, results) for name in TABLES}
     assert {name: len(runs) for name, runs in asked.items()} == {
         "sweep": 12, "claim": 7 * 2 * 3, "ablations": 2 * 7 * 3, "frontier": 14 * 3,
-        "trend-sweep": 3 * 12, "trend": 0, "larger": 2 * 3 * 2,
+        "trend-sweep": 3 * 12, "trend": 0, "larger": 2 * 3 * (3 + 1),
     }  # fmt: skip
     assert all((run.seed == PAPER.sweep_seed) == name.endswith("sweep") for name in asked for run in asked[name])
     seeds = [run.seed for run in asked["claim"]]
