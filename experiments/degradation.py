@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import isfinite, isinf, nan
 
 from experiments.results import Result, Results
-from experiments.settings import Scale, dense, ternary
+from experiments.settings import Scale, dense
 from experiments.statistics import LEVEL, Comparison, compare, holm
 from experiments.tables import DENSE, MAKE, Ask, changes, chosen_rate
 from experiments.wording import NOT_YET
@@ -61,20 +61,24 @@ def by_pattern(scale: Scale, results: Results, size: str, values: str, pattern: 
     return perplexities(scale, results, values, lambda seed, rate: MAKE[values](scale, size, pattern, seed, rate))
 
 
-def first_run(scale: Scale, results: Results, size: str, values: str, pattern: str) -> Result | None:
-    """That of the first seed, outside the trend, if it is done and did not diverge."""
+def finished_runs(scale: Scale, results: Results, size: str, values: str, pattern: str) -> dict[int, Result]:
+    """Seed -> the run of that pattern; those that are done and did not diverge."""
     rate = chosen_rate(scale, results, values)
-    found = None if rate is None else results.of(MAKE[values](scale, size, pattern, scale.seeds[0], rate))
-    return None if found is None or found["diverged_at"] is not None else found
+    if rate is None:
+        return {}
+    found = {seed: results.of(MAKE[values](scale, size, pattern, seed, rate)) for seed in scale.seeds}
+    return {seed: result for seed, result in found.items() if result and result["diverged_at"] is None}
+
+
+def first_run(scale: Scale, results: Results, size: str, values: str, pattern: str) -> Result | None:
+    """That of the first seed, if it is done and did not diverge."""
+    return finished_runs(scale, results, size, values, pattern).get(scale.seeds[0])
 
 
 def natural_zeros(scale: Scale, results: Results) -> list[float]:
     """Share of zeros among the weights of trained ternary models without a mask, by seed, at the smallest size."""
-    rate = chosen_rate(scale, results, "ternary")
-    if rate is None:
-        return []
-    found = [results.of(ternary(scale, scale.sizes[0], DENSE, seed, rate)) for seed in scale.seeds]
-    return [result["readings"][-1]["zeros"] for result in found if result and result["diverged_at"] is None]
+    found = finished_runs(scale, results, scale.sizes[0], "ternary", DENSE)
+    return [result["readings"][-1]["zeros"] for result in found.values()]
 
 
 def over(one: dict[int, float], base: dict[int, float]) -> list[float]:

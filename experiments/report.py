@@ -37,6 +37,7 @@ def report_text(scale: Scale, results: Results, figures: dict[str, str]) -> str:
         section_setup.method(scale, results),
         section_setup.learning_rates(scale, results),
         section_claim.table_a(scale, results),
+        section_sizes.at_one_ratio(scale, results),
         section_sizes.over_sizes(scale, results),
         section_sizes.repeated_text(scale, results),
         section_sizes.zero_shot(scale, results),
@@ -45,7 +46,7 @@ def report_text(scale: Scale, results: Results, figures: dict[str, str]) -> str:
         _figures(figures),
         section_limits.limits(scale, results),
     ]
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
 def _figures(drawn: dict[str, str]) -> str:

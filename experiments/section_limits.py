@@ -12,7 +12,7 @@ from experiments.results import Results
 from experiments.settings import SHAPES, Scale
 from experiments.statistics import LEVEL, seeds_that_tell
 from experiments.tables import DENSE, MAKE, PATTERNS, SWEPT, chosen_rate, swept, swept_rates
-from experiments.wording import NAMES, NOT_YET
+from experiments.wording import NAMES, NOT_YET, two_digits
 
 GPU = 400e12  # operations a second that an H100 does
 WIDTH = 120
@@ -77,8 +77,10 @@ def _trend(scale: Scale, results: Results) -> str:
     first, last = scale.sizes[0], scale.sizes[-1]
     most, fewest = (scale.of_trend(size).tokens_each(size) for size in (first, last))
     needed = int(most * SHAPES[last].weights)
-    return f"""Over sizes tokens a weight fall, from {most:.2g} at {first} to {fewest:.2g} at {last}, so that what
-        changes may be due to either. As many a weight at {last} as at {first} are {needed / 1e9:.2g} B tokens,
+    same = " and ".join(scale.of_one_ratio)
+    return f"""As many tokens a weight as in the paper get {same} alone. In the trend over sizes tokens a weight fall,
+        from {two_digits(most)} at {first} to {two_digits(fewest)} at {last}, so that what changes may be due to
+        either. As many a weight at {last} as at {first} are {needed / 1e9:.2g} B tokens,
         {results.passes(needed)} times through this text: it would take more text."""
 
 

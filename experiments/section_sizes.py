@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import math
 
-from experiments.degradation import degradations, first_run
+from experiments.degradation import degradations, finished_runs, first_run, over
 from experiments.results import Result, Results
 from experiments.section_claim import degradation_table
 from experiments.settings import Scale
 from experiments.statistics import mean
 from experiments.tables import DENSE, LARGER, MAKE
-from experiments.wording import NAMES, NOT_YET, table, values_of
+from experiments.wording import NAMES, NOT_YET, table, two_digits, values_of
 
 LAST_POINTS = 3  # of the curve of the training loss, each a mean over about a hundredth of the steps
+
+
+def at_one_ratio(scale: Scale, results: Results) -> str:
+    """Table A again at the larger sizes that get as many tokens a weight; empty where none does."""
+    first, *larger = scale.of_one_ratio
+    if not larger:
+        return ""
+    read = ", ".join(f"{size} {results.passes(scale.tokens(size))} times" for size in scale.of_one_ratio)
+    parts = [
+        f"""## Table A at the same tokens a weight
+
+{scale.tokens_a_weight[0]:g} a weight as at {first}, and in the paper; every seed, and the learning rates of {first},
+narrowed by the width. The more weights, the more tokens, and the oftener the text is read: {read}."""
+    ]
+    for size in larger:
+        parts.append(f"### {size}\n\n{degradation_table(scale, results, size, LARGER)}")
+    return "\n\n".join(parts)
 
 
 def over_sizes(scale: Scale, results: Results) -> str:
@@ -26,7 +43,7 @@ changes from size to size may be due to either."""
     for size in scale.sizes:
         trend = scale.of_trend(size)
         compared = degradation_table(trend, results, size, LARGER)
-        parts.append(f"### {size}, {trend.tokens_each(size):.2g} tokens a weight\n\n{compared}")
+        parts.append(f"### {size}, {two_digits(trend.tokens_each(size))} tokens a weight\n\n{compared}")
     header = ["over dense", *(f"{name} {pattern}" for pattern in LARGER[1:] for name in NAMES.values())]
     rows = []
     for size in scale.sizes:
@@ -36,18 +53,19 @@ changes from size to size may be due to either."""
 
 
 def repeated_text(scale: Scale, results: Results) -> str:
-    """The long runs of the first seed: how well text is told that was read before, and text that was not."""
+    """The long runs: how well text is told that was read before, and text that was not."""
     rows = []
     for size in scale.sizes:
+        read = f"{results.passes(scale.tokens(size))} times"
         for values, name in NAMES.items():
-            base = first_run(scale, results, size, values, DENSE)
+            dense = finished_runs(scale, results, size, values, DENSE)
             for pattern in LARGER:
-                found = first_run(scale, results, size, values, pattern)
-                cells = [NOT_YET] * 2 if found is None else [f"{known(found):.2f}" for known in (_training, _test)]
-                compared = ["", ""]
-                if found is not None and base is not None and pattern != DENSE:
-                    compared = [f"{known(found) / known(base):.3f}" for known in (_training, _test)]
-                read = f"{results.passes(scale.tokens(size))} times"
+                found = finished_runs(scale, results, size, values, pattern)
+                cells, compared = [], []
+                for known in (_training, _test):
+                    each, base = ({seed: known(run) for seed, run in runs.items()} for runs in (found, dense))
+                    cells.append(values_of(list(each.values()), 2))
+                    compared.append("" if pattern == DENSE else values_of(over(each, base)))
                 rows.append([size, read, name, pattern, *cells, *compared])
     header = [
         "size", "text read", "precision", "pattern", "training perplexity", "test perplexity", "training over dense",
@@ -55,11 +73,11 @@ def repeated_text(scale: Scale, results: Results) -> str:
     ]  # fmt: skip
     return f"""## What repeated text does
 
-Runs of seed {scale.seeds[0]} as long as the set-up says. Training perplexity is that of the last {LAST_POINTS} points
-of the curve of the loss, about a hundredth of the steps each, on text that was read before; test perplexity is on text
-that never was, by other authors. Where a mask raises the former and not the latter, it may take the room in which text
-is learnt by heart. Rates are those of the smallest size, narrowed by the width; a rate that does not suit a size may do
-the same.
+Runs as long as the set-up says, of as many seeds as are done. Training perplexity is that of the last {LAST_POINTS}
+points of the curve of the loss, about a hundredth of the steps each, on text that was read before; test perplexity is
+on text that never was, by other authors. Where a mask raises the former and not the latter, it may take the room in
+which text is learnt by heart. Rates are those of the smallest size, narrowed by the width; a rate that does not suit a
+size may do the same.
 
 {table(header, rows)}"""
 
@@ -76,7 +94,7 @@ def zero_shot(scale: Scale, results: Results) -> str:
     header = ["precision", "pattern", "BLiMP, % (chance 50)", "HellaSwag, % by character (chance 25)"]
     return f"""## Zero-shot, {scale.sizes[-1]}
 
-Of the same runs, one seed.
+Of the same runs, seed {scale.seeds[0]}.
 
 {table(header, rows)}"""
 

@@ -23,7 +23,7 @@ from experiments.results import Results
 from experiments.settings import Scale
 from experiments.statistics import LEVEL, interval
 from experiments.tables import ABLATED, DENSE, LARGER, MAKE, PATTERNS
-from experiments.wording import NAMES, NOT_YET, ratio_of, table, values_of
+from experiments.wording import NAMES, NOT_YET, ratio_of, table, two_digits, values_of
 
 Range = tuple[float, float]
 TOO_FEW = "too few seeds"
@@ -41,8 +41,9 @@ def in_short(scale: Scale, results: Results) -> str:
 The degradation by sparsity is {_where(rows)}, of {len(rows)} patterns at {size} weights and
 {scale.tokens_a_weight[0]:g} tokens a weight (at least {seeds} seeds). {_how_much(rows)}
 
-Over sizes, {scale.trend_tokens / 1e6:.3g} M tokens each, by {" and ".join(LARGER[1:])} alone:
-{_over_sizes(scale, results)}.
+Over sizes, by {" and ".join(LARGER[1:])} alone:
+
+{_over_sizes(scale, results)}
 
 {table(["perplexity over dense", "BF16", "ternary", "degradation"], told)}
 
@@ -64,10 +65,9 @@ holds the paper's (then they are compatible, and so may be others in it), lies b
 
 def _claims(scale: Scale, results: Results, rows: list[Degradation]) -> list[list[str]]:
     told = [["sparsity costs ternary less", "at every pattern", _where(rows), _in_all(rows)]]
-    for size in scale.sizes:
-        trend = scale.of_trend(size)
-        for row in degradations(trend, results, size, LARGER):
-            claim = f"so it does at {size} weights, {trend.tokens_each(size):.2g} tokens each, {row.pattern}"
+    for size, of_size in _sizes(scale):
+        for row in degradations(of_size, results, size, LARGER):
+            claim = f"so it does at {size} weights, {two_digits(of_size.tokens_each(size))} tokens each, {row.pattern}"
             there = "at 0.5 B, 1.5 B, 3 B" if row.pattern == paper.PATTERN else "at 0.5 B"
             here = ", ".join(f"{name} {values_of(row.ratios[values])}" for values, name in NAMES.items())
             told.append([claim, there, here, row.verdict])
@@ -133,9 +133,20 @@ def _where(rows: list[Degradation]) -> str:
 
 
 def _over_sizes(scale: Scale, results: Results) -> str:
-    """`smaller for ternary at 4:8 with 1.8m weights`, and so on for each size."""
-    found = {size: degradations(scale.of_trend(size), results, size, LARGER) for size in scale.sizes}
-    return "; ".join(f"{_where(rows)} with {size} weights" for size, rows in found.items())
+    """`4.8m weights, 25 tokens each: smaller for ternary at 4:8`, and so on, as a list."""
+    return "\n".join(
+        f"* {size} weights, {two_digits(of_size.tokens_each(size))} tokens each: "
+        f"{_where(degradations(of_size, results, size, LARGER))}"
+        for size, of_size in _sizes(scale)
+    )
+
+
+def _sizes(scale: Scale) -> list[tuple[str, Scale]]:
+    """Where the claim is asked again: at larger sizes with as many tokens a weight, and at all sizes of the trend."""
+    return [
+        *((size, scale) for size in scale.of_one_ratio[1:]),
+        *((size, scale.of_trend(size)) for size in scale.sizes),
+    ]
 
 
 def _in_all(rows: list[Degradation]) -> str:

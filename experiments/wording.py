@@ -16,6 +16,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def two_digits(value: float) -> str:
+    """100, 67, 5.6."""
+    return f"{float(f'{value:.2g}'):g}"
+
+
 def values_of(found: Sequence[float], digits: int = 3) -> str:
     """Mean ± standard deviation over seeds."""
     if not found:

@@ -331,14 +331,34 @@ def test_the_degradations_of_the_readme_are_those_of_the_report() -> None:
     assert all(costs[pattern][0].endswith(": below") for pattern in ("6:8", "4:8", "3:8", "2:8"))
     changes = re.findall(r"^\| .* is worse \|.*\| (.*) \|$", report, re.MULTILINE)
     assert changes == 6 * ["no difference can be told"]
-    over_sizes = "smaller for ternary at 4:8 with 1.8m weights; smaller for ternary at 4:8 with 4.8m weights; "
-    assert f"{over_sizes}smaller for ternary at no pattern with 21m weights." in report
+    over_sizes = re.findall(r"^\* (.*m) weights, (.*) tokens each: (.*)$", report, re.MULTILINE)
+    assert over_sizes == [
+        ("4.8m", "100", "smaller for ternary at no pattern and larger at 6:8"),
+        ("1.8m", "67", "smaller for ternary at 4:8"),
+        ("4.8m", "25", "smaller for ternary at 4:8"),
+        ("21m", "5.6", "smaller for ternary at no pattern"),
+    ]
     trend = {
         row[0]: row[1:]
-        for row in re.findall(r"^\| (.*m) \| .* \| .* \| (.*) ± .* \| (.*) ± .* \|$", report, re.MULTILINE)
+        for row in re.findall(
+            r"^\| (.*m) \| .* \| .* \| (.*) ± .* \| (.*) ± .* \|$",
+            report.split("### The trend")[1].split("##")[0],
+            re.MULTILINE,
+        )
     }
     small, middle, large = ((ternary, bf16) for bf16, ternary in map(trend.get, ("1.8m", "4.8m", "21m")))
     paragraph = " ".join(README.split())
     assert f"({' beside '.join(small)}, {' beside '.join(middle)})" in paragraph
     assert f"it costs either precision little ({' and '.join(large)})" in paragraph
     assert "21m weights, 5.6 tokens each, 4:8" in report and "5.6 tokens a weight" in paragraph
+    often = {
+        row[0]: row[1:]
+        for row in re.findall(
+            r"^\| 4.8m \| (16 times \| .*) \| 6:8 \|.*\| (.*) ± .* \| (.*) ± .* \|$", report, re.MULTILINE
+        )
+    }
+    (read, unread), (read_bf16, unread_bf16) = often["16 times | ternary"], often["16 times | BF16"]
+    assert (
+        f"on text that was read ({read} beside {read_bf16}), and more on the test ({unread} beside {unread_bf16})"
+        in paragraph
+    )

@@ -48,6 +48,11 @@ def test_the_shapes_are_those_that_their_names_say() -> None:
     assert all(shape.hidden == 64 * shape.heads for shape in SHAPES.values())
 
 
+def test_sizes_of_the_smallest_ones_ratio() -> None:
+    assert PAPER.of_one_ratio == ("1.8m", "4.8m")
+    assert PAPER.tokens_each("4.8m") == pytest.approx(PAPER.tokens_each("1.8m"))
+
+
 def test_both_precisions_share_all_but_what_tells_them_apart() -> None:
     one, other = full_precision(PAPER, "1.8m", "6:8", 0, 4e-3), RUN
     assert (one.recipe.values, one.recipe.activations) == ("full", "none")
