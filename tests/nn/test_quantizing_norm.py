@@ -53,10 +53,11 @@ def language_model(
     return convert(prepare(model, Recipe(pattern, activations=activations)), "i2")
 
 
-def accelerated(model: PreTrainedModel, sparse_from: int = 1) -> PreTrainedModel:
+def accelerated(model: PreTrainedModel, sparse_from: int = 1, compiled_sparse_from: int = NEVER) -> PreTrainedModel:
     """As `accelerate` may choose on a GPU; the reference of the sparse product stands in for sparse tensor cores."""
     for group in layers_sharing_inputs(model):
-        weight = replace(fast_weight(join(group), has_fragments=True), sparse_from=sparse_from)
+        weight = fast_weight(join(group), has_fragments=True)
+        weight = replace(weight, sparse_from=sparse_from, compiled_sparse_from=compiled_sparse_from)
         share(weight, group, weight.by_part())
     quantize_in_norms(model)
     return model
@@ -112,6 +113,17 @@ def test_few_tokens_and_packed_products_take_the_norm_apart() -> None:
         model, graphs = accelerated(language_model(), sparse_from), []
         compiled(model, graphs)(tokens, use_cache=False)
         assert graphs[0].count("torch.rsqrt(") == 5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("pattern", "apart"), [("2:4", True), ("6:8", False)])
+def test_few_tokens_that_need_a_lift_are_quantised_with_their_norm(pattern: str, apart: bool) -> None:
+    expected = language_model(pattern=pattern)(MANY[:1]).logits
+    model, graphs = accelerated(language_model(pattern=pattern), compiled_sparse_from=1), []
+    found = compiled(model, graphs)(MANY[:1], use_cache=False).logits
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert graphs[0].count("torch.rsqrt(") == (5 if apart else 1)
+    assert graphs[0].count("sparse_product") >= 4
 
 
 @torch.no_grad()

@@ -4,8 +4,8 @@
     sparse   sparse tensor cores: lifted activations, and fragments that are made once; for many
 
 Layers that read the same x are measured, and multiplied, as one (shared_inputs.py). Of few tokens torch.compile joins
-the quantisation to what stands before it: for it the products are measured alone, or with the lift, which it does not
-join.
+the quantisation to what stands before it, or one of our kernels does it with the norm or the gates (quantizing_norm.py,
+gated_mlp.py): for it the products are measured alone.
 
 Shapes: T tokens, O out_features, I in_features.
 """
@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from sparse_bitnet.formats.windows import WINDOW, lift_activation
+from sparse_bitnet.kernels.quantize_lifted import quantize_lifted
 from sparse_bitnet.kernels.quantize_planes import quantize_planes
 from sparse_bitnet.kernels.tracing import MOST_TOKENS
 from sparse_bitnet.nn.choosing import NEVER, Choice, Times, grouped, microseconds_of_a_layer
@@ -29,7 +29,6 @@ from sparse_bitnet.nn.quantizing_norm import quantize_in_norms
 from sparse_bitnet.nn.shared_inputs import join, layers_sharing_inputs, share
 from sparse_bitnet.nn.sparse_forward import sparse_forward_obstacle, sparse_tensor_core_obstacle
 from sparse_bitnet.nn.stored_settings import named_layers
-from sparse_bitnet.numerics.activation import quantize_activation
 
 TOKENS = (1, 16, 64, 128, 256, 512, 1024, 2048, 8192)
 WAYS = ("sparse", "packed")
@@ -109,12 +108,6 @@ def compiled_products(x: Tensor, weight: FastWeight, has_sparse: bool) -> dict[s
     planes = quantize_planes(x, weight.layout.activations)
     products: dict[str, Product] = {"packed": lambda one: one.multiply_planes(*planes, x.dtype)}
     if has_sparse:
-        codes, token_scale = quantize_activation(x, weight.layout.activations)
-        lifted = lift_activation(codes, weight.m).contiguous()
-
-        def sparse(one: FastWeight) -> Tensor:
-            # A copy stands for the lift: the compiler's kernel takes as long as one, PyTorch's own much longer.
-            return one.multiply_lifted(lifted if one.m == WINDOW else lifted.clone(), token_scale, x.dtype)
-
-        products["sparse"] = sparse
+        lifted = quantize_lifted(x, weight.layout.activations, weight.m)
+        products["sparse"] = lambda one: one.multiply_lifted(*lifted, x.dtype)
     return products

@@ -2,8 +2,8 @@
 
 torch.compile writes what a norm gives, and the kernel that quantises and lifts reads it again. Here that kernel takes
 the norm itself. The model is still given what the norm gives; as nobody reads it, the compiler leaves it out. Without
-torch.compile, and for the few tokens whose quantisation it joins to the norm by itself, nothing is done ahead. As with
-layers that share an x, what the norm gives must not be written to before they have read it.
+torch.compile, and for the few tokens whose quantisation it joins to the norm by itself (they need no lift), nothing is
+done ahead. As with layers that share an x, what the norm gives must not be written to before they have read it.
 
 Shapes: T tokens, H hidden size.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse_bitnet.formats.windows import WINDOW
 from sparse_bitnet.kernels.quantize_lifted import Norm, quantize_normed
 from sparse_bitnet.kernels.tracing import is_traced_with_few_tokens
 from sparse_bitnet.nn.fast_weight import FastWeight
@@ -48,7 +49,7 @@ class QuantizingNorm(nn.Module):
         """x [..., H] -> its norm [..., H]."""
         normed = rms_norm(x, self.weight, self.variance_epsilon)
         needs_gradient = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
-        if torch.compiler.is_compiling() and not is_traced_with_few_tokens(x) and not needs_gradient:
+        if torch.compiler.is_compiling() and not needs_gradient:
             self.multiply_ahead(x, normed)
         return normed
 
@@ -58,7 +59,8 @@ class QuantizingNorm(nn.Module):
         if joint is None or not isinstance(weight := joint.multiply, FastWeight) or self._forward_hooks:
             return
         has_kernel = weight.layout.activations == "int8" and self.weight.dtype == x.dtype
-        if has_kernel and weight.is_sparse_for(x):
+        is_joined = weight.m == WINDOW and is_traced_with_few_tokens(x)
+        if has_kernel and not is_joined and weight.is_sparse_for(x):
             norm = Norm(self.weight, self.variance_epsilon)
             lifted = quantize_normed(x, norm, weight.layout.activations, weight.m)
             joint.ahead = normed, weight.multiply_lifted(*lifted, x.dtype)

@@ -51,11 +51,12 @@ def quantize_lifted(x: Tensor, activations: Activations, m: int) -> tuple[Tensor
 def quantize_and_lift(x: Tensor, activations: Activations, m: int, keep: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """The same, and the codes [..., I] before the lift, which a backward pass needs; they mean nothing without `keep`.
 
-    torch.compile sees plain mathematics where that is the faster: in training, and for few tokens. It fuses it with the
-    norm before, and does it once for the layers that share x. Many wide tokens it would read twice.
+    torch.compile sees plain mathematics where that is the faster: in training, and for few tokens that need no lift. It
+    fuses it with the norm before, and does it once for the layers that share x. Many wide tokens it would read twice,
+    and the lift it would make a kernel of its own.
     """
     is_fused = keep and torch.compiler.is_compiling() and x.shape[-1] <= WIDEST_FUSED
-    if is_fused or is_traced_with_few_tokens(x):
+    if is_fused or (m == WINDOW and is_traced_with_few_tokens(x)):
         codes, scale = quantize_activation(x, activations)
         return lift_activation(codes, m).contiguous(), scale, codes
     lifted, scale, codes = _quantize_lifted(x, activations, m, keep)
