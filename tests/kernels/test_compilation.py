@@ -1,4 +1,4 @@
-"""The compiler's pass: a residual that is added to a product on sparse tensor cores is added by the product."""
+"""The compiler's pass: a residual that is added to a product is added by the product."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from torch.fx import Graph, GraphModule
 
 from formats.test_windows import random_codes
 from kernels.test_sparse_product import DEVICES, packed
-from sparse_bitnet.kernels.compilation import ADD, COMPILE_OPTIONS, PRODUCT, AddInProducts
+from sparse_bitnet.formats import i2
+from sparse_bitnet.kernels.compilation import ADD, COMPILE_OPTIONS, PRODUCTS, AddInProducts
+from sparse_bitnet.kernels.packed_product import packed_product
 from sparse_bitnet.kernels.quantize_lifted import quantize_lifted
+from sparse_bitnet.kernels.quantize_planes import quantize_planes
 from sparse_bitnet.kernels.sparse_product import sparse_product
 
 TOKENS, ROWS, COLUMNS = 65, 16, 64  # so many that quantisation is the operator's in compiled code too
 
 
-class Layer:
-    """A product of x [T, I] -> [T, O] in bf16."""
+class Sparse:
+    """A product of x [..., I] -> [..., O] in bf16, on sparse tensor cores."""
 
     def __init__(self, device: str = "cpu") -> None:
         self.fragments = packed(random_codes(ROWS, COLUMNS, "6:8").to(device), 8)
@@ -30,6 +33,26 @@ class Layer:
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         lifted = quantize_lifted(x, "int8", 8)
         return sparse_product(*lifted, self.fragments, self.scale, None, ROWS, torch.bfloat16, residual)
+
+
+class Packed:
+    """The same with the packed weight."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.weight = i2.pack(random_codes(ROWS, COLUMNS, "6:8")).to(device)
+        self.scale = torch.full((1,), 0.1, device=device)
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        planes = quantize_planes(x, "int8")
+        return packed_product(*planes, self.weight, self.scale, None, [], torch.bfloat16, residual)
+
+
+Layer = Sparse | Packed
+
+
+@pytest.fixture(params=[Sparse, Packed])
+def make(request: pytest.FixtureRequest) -> type[Layer]:
+    return request.param
 
 
 def inputs(device: str = "cpu") -> tuple[Tensor, Tensor]:
@@ -53,8 +76,8 @@ def traced(function: Callable[..., Tensor]) -> Graph:
 
 def counts(graph: Graph) -> tuple[int, int]:
     """Products with a residual, and additions."""
-    products = [node for node in graph.nodes if node.target is PRODUCT]
-    with_residual = sum(len(node.args) == 8 and node.args[7] is not None for node in products)
+    products = [node for node in graph.nodes if node.target in PRODUCTS]
+    with_residual = sum(len(node.args) == len(node.target._schema.arguments) for node in products)
     return with_residual, sum(node.target is ADD for node in graph.nodes)
 
 
@@ -66,14 +89,14 @@ def counts_after(function: Callable[..., Tensor]) -> tuple[int, int]:
     return counts(graph)
 
 
-def test_the_pass_adds_in_the_product_whichever_side_it_stands_on() -> None:
-    layer = Layer()
+def test_the_pass_adds_in_the_product_whichever_side_it_stands_on(make: type[Layer]) -> None:
+    layer = make()
     assert counts_after(lambda x, residual: layer(x) + residual) == (1, 0)
     assert counts_after(lambda x, residual: residual + layer(x)) == (1, 0)
 
 
-def test_a_chain_of_blocks_keeps_the_order_of_its_sums() -> None:
-    one, other = Layer(), Layer()
+def test_a_chain_of_blocks_keeps_the_order_of_its_sums(make: type[Layer]) -> None:
+    one, other = make(), make()
 
     def blocks(x: Tensor, residual: Tensor) -> Tensor:
         first = residual + one(x)
@@ -82,8 +105,8 @@ def test_a_chain_of_blocks_keeps_the_order_of_its_sums() -> None:
     assert counts_after(blocks) == (2, 0)
 
 
-def test_the_stride_of_a_single_sequence_does_not_matter() -> None:
-    layer = Layer()
+def test_the_stride_of_a_single_sequence_does_not_matter(make: type[Layer]) -> None:
+    layer = make()
 
     def block(x: Tensor, residual: Tensor) -> Tensor:
         return residual.as_strided((1, TOKENS, ROWS), (ROWS, ROWS, 1)) + layer(x[None])
@@ -91,8 +114,8 @@ def test_the_stride_of_a_single_sequence_does_not_matter() -> None:
     assert counts_after(block) == (1, 0)
 
 
-def test_of_two_products_one_takes_the_other_as_its_residual() -> None:
-    one, other = Layer(), Layer()
+def test_of_two_products_one_takes_the_other_as_its_residual(make: type[Layer]) -> None:
+    one, other = make(), make()
     assert counts_after(lambda x, residual: one(x) + other(x)) == (1, 0)
 
 
@@ -116,16 +139,16 @@ def test_of_two_products_one_takes_the_other_as_its_residual() -> None:
         "read after", "has one",
     ],
 )  # fmt: skip
-def test_what_is_no_residual_stays(function: Callable[..., Tensor]) -> None:
-    layer = Layer()
+def test_what_is_no_residual_stays(function: Callable[..., Tensor], make: type[Layer]) -> None:
+    layer = make()
     before = counts(traced(lambda x, residual: function(layer, x, residual)))
     assert before[1] >= 1
     assert counts_after(lambda x, residual: function(layer, x, residual)) == before
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_compiled_model_adds_in_its_products(device: str) -> None:
-    layer, (x, residual) = Layer(device), inputs(device)
+def test_a_compiled_model_adds_in_its_products(device: str, make: type[Layer]) -> None:
+    layer, (x, residual) = make(device), inputs(device)
     options = COMPILE_OPTIONS | {"fx_graph_cache": False}
     torch.compiler.reset()
     compiled = torch.compile(lambda x, residual: residual + layer(x), fullgraph=True, options=options)
@@ -134,8 +157,8 @@ def test_a_compiled_model_adds_in_its_products(device: str) -> None:
 
 
 @pytest.mark.parametrize("dynamic", [True, None])
-def test_prompts_of_several_lengths(dynamic: bool | None) -> None:
-    layer = Layer()
+def test_prompts_of_several_lengths(dynamic: bool | None, make: type[Layer]) -> None:
+    layer = make()
     torch.compiler.reset()
 
     def block(x: Tensor, residual: Tensor) -> Tensor:
@@ -147,8 +170,8 @@ def test_prompts_of_several_lengths(dynamic: bool | None) -> None:
         assert torch.equal(compiled(x, residual), layer(x, residual) + tokens)
 
 
-def test_an_input_that_is_added_to_in_place_is_what_it_was_before_the_product() -> None:
-    layer, (x, residual) = Layer(), inputs()
+def test_an_input_that_is_added_to_in_place_is_what_it_was_before_the_product(make: type[Layer]) -> None:
+    layer, (x, residual) = make(), inputs()
     torch.compiler.reset()
 
     def block(x: Tensor, residual: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from sparse_bitnet.formats import i2
 from sparse_bitnet.kernels.dispatch import FORCE_VARIABLE
 from sparse_bitnet.kernels.packed_linear import OPERATOR, PackedLayout, packed_linear
 from sparse_bitnet.kernels.packed_linear.reference import WIDEST_EXACT_IN_FP32, integer_product
+from sparse_bitnet.kernels.packed_product import packed_product
 from sparse_bitnet.kernels.quantize_activation import fake_quantize_activation as with_straight_through_gradient
 from sparse_bitnet.numerics.activation import fake_quantize_activation
 from sparse_bitnet.numerics.ternary import dequantize_weight
@@ -196,6 +197,12 @@ def test_the_product_alone_keeps_the_rules_of_torch_library() -> None:
     total, scales = codes.sum((1, 2, 3), dtype=torch.int32), torch.ones(3, 1)
     arguments = (codes, total, scales, weight, torch.ones(2), torch.randn(8), [3, 5], torch.float16)
     torch.library.opcheck(torch.ops.sparse_bitnet.packed_product.default, arguments)
+    several = (codes, total, scales.view(1, 3, 1), *arguments[3:])
+    for residual in (None, torch.randn(1, 3, 8).half()):
+        torch.library.opcheck(torch.ops.sparse_bitnet.packed_product.default, (*several, residual))
+    for wrong in (torch.randn(3, 8).half(), torch.randn(1, 3, 8)):
+        with pytest.raises(ValueError, match=r"residual is .* and the product \[1, 3, 8\] in torch.float16 on cpu"):
+            packed_product(*several, wrong)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -84,8 +84,11 @@ def test_codes_may_lie_in_any_order(tokens: int) -> None:
 def assert_quantised_by_plain_operations(x: Tensor, weight: Tensor, bias: Tensor, layout: PackedLayout) -> None:
     scale = torch.rand(max(1, len(layout.parts)), device=DEVICE) + 0.25
     expected = reference.run(x, weight, scale, bias, layout)
-    y = packed_product(*quantize_planes(x, layout.activations), weight, scale, bias, list(layout.parts), x.dtype)
-    assert torch.equal(y, expected)
+    rest = (*quantize_planes(x, layout.activations), weight, scale, bias, list(layout.parts))
+    assert torch.equal(packed_product(*rest, x.dtype), expected)
+    sums = packed_product(*rest, torch.float32)
+    residual = torch.randn_like(expected).T.contiguous().T
+    assert torch.equal(packed_product(*rest, x.dtype, residual), (sums + residual).to(x.dtype))
 
 
 @runs

@@ -22,6 +22,8 @@ def test_planes_hold_every_fourth_column(kind: str, width: int) -> None:
     assert torch.equal(codes.flatten(1)[:, :width], expected) and not codes.flatten(1)[:, width:].any()
     assert torch.equal(scale, expected_scale)
     assert torch.equal(total, expected.sum(-1, dtype=torch.int32))
+    several = quantize_planes(x[:, None], kind)
+    assert several[0].shape == codes.shape and several[2].shape == (3, 1, 1)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -1,28 +1,29 @@
 """What torch.compile is to be told of an accelerated model: options, and a pass over its graphs.
 
 In a block of a transformer the residual is added to what a product gives. The compiler makes a kernel of that, which
-reads both and writes their sum; a product on sparse tensor cores can add the residual to its sums before it writes
-them, one rounding less, and a third of the bytes. The pass has it do so.
+reads both and writes their sum; the products of this package can add the residual to their sums before they write them,
+one rounding less, and a third of the bytes. The pass has them do so.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+from torch._ops import OpOverload
 from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true, sym_eq
 
-from sparse_bitnet.kernels import sparse_product
+from sparse_bitnet.kernels import packed_product, sparse_product
 
-ADD, PRODUCT = torch.ops.aten.add.Tensor, torch.ops.sparse_bitnet.sparse_product.default
-ARGUMENTS = [argument.name for argument in PRODUCT._schema.arguments]
+ADD = torch.ops.aten.add.Tensor
+PRODUCTS = (torch.ops.sparse_bitnet.sparse_product.default, torch.ops.sparse_bitnet.packed_product.default)
 
 
 class AddInProducts(CustomGraphPass):
-    """y = sparse_product(...) + residual, where y is all that the product is for, becomes one call of it."""
+    """y = product(...) + residual, where y is all that the product is for, becomes one call of it; see PRODUCTS."""
 
     def __call__(self, graph: Graph) -> None:
         for node in list(graph.find_nodes(op="call_function", target=ADD)):
@@ -33,7 +34,7 @@ class AddInProducts(CustomGraphPass):
 
     def uuid(self) -> Any:
         """What the compiler's cache knows the pass by."""
-        return get_hash_for_files((__file__, str(sparse_product.__file__)))
+        return get_hash_for_files((__file__, str(sparse_product.__file__), str(packed_product.__file__)))
 
 
 COMPILE_OPTIONS: dict[str, Any] = {
@@ -42,13 +43,13 @@ COMPILE_OPTIONS: dict[str, Any] = {
     "post_grad_custom_post_pass": AddInProducts(),
 }
 """For `torch.compile(model, options=...)` of an accelerated model. For up to 64 sequences that are written all that
-stands between two of its products, quantisation and norm, is one kernel with them; in prompts a product adds the
-residual. The pass takes the place of torch._inductor.config.post_grad_custom_post_pass."""
+stands between two of its products, quantisation and norm, is one kernel; products add the residual. The pass takes the
+place of torch._inductor.config.post_grad_custom_post_pass."""
 
 
 def _can_add(product: Any, residual: Any, total: Node) -> bool:
     """Whether `product` is one without a residual, `total` all that reads it, and `residual` just such a tensor."""
-    if not isinstance(product, Node) or product.target is not PRODUCT or not isinstance(residual, Node):
+    if not isinstance(product, Node) or product.target not in PRODUCTS or not isinstance(residual, Node):
         return False
     if set(product.users) != {total} or _arguments(product).get("residual") is not None or product is residual:
         return False
@@ -69,7 +70,7 @@ def _is_like(value: Any, other: Tensor) -> bool:
 def _add_in_product(graph: Graph, product: Node, residual: Node, total: Node) -> None:
     with graph.inserting_before(total):
         arguments = _arguments(product) | {"residual": residual}
-        joint = graph.call_function(PRODUCT, tuple(arguments[name] for name in ARGUMENTS))
+        joint = graph.call_function(cast(OpOverload, product.target), tuple(arguments.values()))
     joint.meta.update(val=total.meta["val"])
     total.replace_all_uses_with(joint)
     graph.erase_node(total)
@@ -77,4 +78,7 @@ def _add_in_product(graph: Graph, product: Node, residual: Node, total: Node) ->
 
 
 def _arguments(product: Node) -> dict[str, Any]:
-    return dict(zip(ARGUMENTS, product.args, strict=False)) | dict(product.kwargs)
+    """By name, in their order, those that are not given as they are by default."""
+    schema = cast(OpOverload, product.target)._schema.arguments
+    given = dict(zip((one.name for one in schema), product.args, strict=False)) | product.kwargs
+    return {one.name: given.get(one.name, one.default_value) for one in schema}

@@ -58,12 +58,11 @@ class FastWeight:
 
     def multiply_packed(self, x: Tensor) -> Tensor:
         if is_traced_with_few_tokens(x):
-            y = self.multiply_planes(*quantize_planes(x, self.layout.activations), x.dtype)
-            return y.view(*x.shape[:-1], len(self.packed))
+            return self.multiply_planes(*quantize_planes(x, self.layout.activations), x.dtype)
         return packed_linear(x, self.packed, self.scale, self.bias, self.layout)
 
     def multiply_planes(self, codes: Tensor, total: Tensor, token_scale: Tensor, dtype: torch.dtype) -> Tensor:
-        """y [T, O] of what `quantize_planes` gives."""
+        """y [..., O] of what `quantize_planes` gives."""
         weight, parts = self.packed, list(self.layout.parts)
         return packed_product(codes, total, token_scale, weight, self.scale, self.bias, parts, dtype)
 

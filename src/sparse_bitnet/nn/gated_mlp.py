@@ -73,7 +73,7 @@ def finish_sparse(gate_and_up: Tensor, down: FastWeight) -> Tensor:
 def finish_packed(gate_and_up: Tensor, down: FastWeight) -> Tensor:
     """The same by the packed product."""
     planes = quantize_gated_planes(gate_and_up, down.layout.activations)
-    return down.multiply_planes(*planes, gate_and_up.dtype).view(*gate_and_up.shape[:-1], len(down.packed))
+    return down.multiply_planes(*planes, gate_and_up.dtype)
 
 
 def gated_products(mlp: Any) -> tuple[Callable[[Tensor], Tensor], FastWeight] | None:

@@ -139,16 +139,20 @@ def run_tile(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, layo
 
 def multiply(
     codes: Tensor, sums: Tensor, scales: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None,
-    parts: Parts, y: Tensor, tile: Tile,
+    parts: Parts, y: Tensor, tile: Tile, residual: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Write y [..., O] from codes [T, 4, B] int8 in planes, sums [parts of a token, T] int32 and scales [T] fp32."""
+    """Write y [..., O] from codes [T, 4, B] int8 in planes, sums [parts of a token, T] int32 and scales [T] fp32.
+
+    A residual like y is added before y is rounded.
+    """
     (tokens, _, row_bytes), rows = codes.shape, len(weight)
     overlap = _overlap(codes.device)
     epilogue = {
         "ENDS": tuple(accumulate(parts)), "SUMS": len(sums), "OVERLAPS": overlap, "enable_fp_fusion": False,
         **({"launch_pdl": True} if overlap else {}),
     }  # fmt: skip
-    rest = (y, sums, scales, scale.float().contiguous(), None if bias is None else bias.contiguous(), tokens, rows)
+    bias, residual = (None if one is None else one.contiguous() for one in (bias, residual))
+    rest = (y, sums, scales, scale.float().contiguous(), bias, residual, tokens, rows)
     grid = (triton.cdiv(rows, tile.rows), triton.cdiv(tokens, tile.tokens), tile.splits)
     with torch.cuda.device_of(codes):
         if tile.words:
@@ -211,7 +215,7 @@ def _store_planes(value, scale, codes, first, row_bytes, INT8: tl.constexpr):
 
 @triton.jit
 def _multiply_words(
-    codes, weight, y, sums, scales, scale, bias, tokens, rows,
+    codes, weight, y, sums, scales, scale, bias, residual, tokens, rows,
     WORDS: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
     ENDS: tl.constexpr, SUMS: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
@@ -237,7 +241,7 @@ def _multiply_words(
         even = _add_products(high & 0x03030303, tl.load(codes + 2 * WORDS + word, mask=mask, other=0), even)
         odd = _add_products(high & 0x0C0C0C0C, tl.load(codes + 3 * WORDS + word, mask=mask, other=0), odd)
     total = tl.sum(even + (odd >> 2), axis=2)
-    _finish(total, y, sums, scales, scale, bias, token, tokens, row, rows, ENDS, SUMS)
+    _finish(total, y, sums, scales, scale, bias, residual, token, tokens, row, rows, ENDS, SUMS)
 
 
 @triton.jit
@@ -274,7 +278,7 @@ def _dot4(a, b, total):
 
 @triton.jit
 def _multiply_bytes(
-    codes, weight, partial, y, sums, scales, scale, bias, tokens, rows,
+    codes, weight, partial, y, sums, scales, scale, bias, residual, tokens, rows,
     BYTES: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr,
     ENDS: tl.constexpr, SUMS: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
@@ -296,7 +300,7 @@ def _multiply_bytes(
             right = tl.load(of_plane, mask=is_token & (byte < BYTES)[:, None], other=0)
             total = tl.dot(_plane(packed, plane), right, total, out_dtype=tl.int32)
     if SPLITS == 1:
-        _finish(tl.trans(total), y, sums, scales, scale, bias, token, tokens, row, rows, ENDS, SUMS)
+        _finish(tl.trans(total), y, sums, scales, scale, bias, residual, token, tokens, row, rows, ENDS, SUMS)
     else:
         place = (split * tokens + token).to(tl.int64)[None, :] * rows + row[:, None]
         tl.store(partial + place, total, mask=is_row & is_token)
@@ -316,7 +320,7 @@ def _plane(packed, plane: tl.constexpr):
 
 @triton.jit
 def _finish_splits(
-    partial, y, sums, scales, scale, bias, tokens, rows,
+    partial, y, sums, scales, scale, bias, residual, tokens, rows,
     SPLITS: tl.constexpr, ROWS: tl.constexpr,
     ENDS: tl.constexpr, SUMS: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
@@ -328,12 +332,12 @@ def _finish_splits(
     for split in tl.static_range(SPLITS):
         place = (split * tokens + token).to(tl.int64)[:, None] * rows + row[None, :]
         total += tl.load(partial + place, mask=(row < rows)[None, :], other=0)
-    _finish(total, y, sums, scales, scale, bias, token, tokens, row, rows, ENDS, SUMS)
+    _finish(total, y, sums, scales, scale, bias, residual, token, tokens, row, rows, ENDS, SUMS)
 
 
 @triton.jit
 def _finish(
-    total, y, sums, scales, scale, bias, token, tokens, row, rows, ENDS: tl.constexpr, SUMS: tl.constexpr
+    total, y, sums, scales, scale, bias, residual, token, tokens, row, rows, ENDS: tl.constexpr, SUMS: tl.constexpr
 ):  # fmt: skip
     """y of total [T, R], the products of q with codes + 1; part p of a period of rows ends before ENDS[p]."""
     offset = tl.load(sums + token, mask=token < tokens, other=0)
@@ -347,5 +351,7 @@ def _finish(
     value = (total - offset[:, None]).to(tl.float32) * tl.div_rn(of_row, of_token)
     if bias is not None:
         value += tl.load(bias + row, mask=row < rows, other=0.0).to(tl.float32)[None, :]
-    place = y + token.to(tl.int64)[:, None] * rows + row[None, :]
-    tl.store(place, value.to(y.dtype.element_ty), mask=(token < tokens)[:, None] & (row < rows)[None, :])
+    place, is_in = token.to(tl.int64)[:, None] * rows + row[None, :], (token < tokens)[:, None] & (row < rows)[None, :]
+    if residual is not None:
+        value += tl.load(residual + place, mask=is_in, other=0.0).to(tl.float32)
+    tl.store(y + place, value.to(y.dtype.element_ty), mask=is_in)

@@ -1,10 +1,10 @@
 """Codes of activations x packed codes: `packed_linear` without the quantisation, for torch.compile and few tokens.
 
 Quantisation (quantize_planes) is plain mathematics there, which the compiler joins to what stands before it: one kernel
-adds the residual, takes the norm and writes codes. That it is one takes COMPILE_OPTIONS (kernels/compilation.py): they
-let it write planes, and look for the largest value of a wide token by itself.
+takes the norm and writes codes. That it is one takes COMPILE_OPTIONS (kernels/compilation.py): they let it write
+planes, look for the largest value of a wide token by itself, and leave the residual to the product.
 
-Shapes: T tokens, O out_features, I in_features, B bytes a row, P parts.
+Shapes: T tokens in any leading dimensions, O out_features, I in_features, B bytes a row, P parts.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sparse_bitnet.kernels.dispatch import Backend, Operator
+from sparse_bitnet.kernels.residual import check_residual
 
 OPERATOR = Operator(__name__, (Backend("gpu_triton", needs=("triton",)), Backend("reference")))
 
@@ -27,15 +28,18 @@ def packed_product(
     bias: Tensor | None,
     parts: list[int],
     dtype: torch.dtype,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """y [T, O] in `dtype` = (codes . weight^T) * scale / token_scale + bias, rounded once. Without gradient.
+    """y [..., O] in `dtype` = (codes . weight^T) * scale / token_scale + bias + residual, rounded once.
 
-    codes [T, B, 4, 1], total [T] and token_scale [T, 1] are what quantize_planes gives: codes that are not channels
-    last cost a copy. weight [O, B] uint8 in the format i2; scale [P] fp32.
+    codes [T, B, 4, 1], total [T] and token_scale [..., 1] are what quantize_planes gives: codes that are not channels
+    last cost a copy. weight [O, B] uint8 in the format i2; scale [P] fp32. residual [..., O] in `dtype`, or None:
+    ValueError where it is anything else. Without gradient.
     """
-    return OPERATOR.run(codes, total, token_scale, weight, scale, bias, tuple(parts), dtype)
+    check_residual(residual, (*token_scale.shape[:-1], len(weight)), dtype, codes.device)
+    return OPERATOR.run(codes, total, token_scale, weight, scale, bias, tuple(parts), dtype, residual)
 
 
 @packed_product.register_fake
-def _(codes, total, token_scale, weight, scale, bias, parts, dtype):  # type: ignore[no-untyped-def]
-    return codes.new_empty(codes.shape[0], weight.shape[0], dtype=dtype)
+def _(codes, total, token_scale, weight, scale, bias, parts, dtype, residual=None):  # type: ignore[no-untyped-def]
+    return codes.new_empty(*token_scale.shape[:-1], weight.shape[0], dtype=dtype)

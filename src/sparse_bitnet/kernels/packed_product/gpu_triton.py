@@ -13,7 +13,7 @@ obstacle = gpu_triton.obstacle
 
 def supports(
     codes: Tensor, total: Tensor, token_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None,
-    parts: Parts, dtype: torch.dtype,
+    parts: Parts, dtype: torch.dtype, residual: Tensor | None,
 ) -> str | None:  # fmt: skip
     if not weight.is_contiguous():
         return "the weight is not contiguous"  # and what makes it so may not be over when it is read
@@ -23,13 +23,13 @@ def supports(
 
 def run(
     codes: Tensor, total: Tensor, token_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None,
-    parts: Parts, dtype: torch.dtype,
+    parts: Parts, dtype: torch.dtype, residual: Tensor | None,
 ) -> Tensor:  # fmt: skip
     tokens, row_bytes = codes.shape[:2]
-    y = torch.empty(tokens, len(weight), dtype=dtype, device=codes.device)
+    y = torch.empty(*token_scale.shape[:-1], len(weight), dtype=dtype, device=codes.device)
     if y.numel():
         planes = codes.permute(0, 2, 1, 3).reshape(tokens, 4, row_bytes).contiguous()
         tile = gpu_triton.choose_tile(tokens, *weight.shape)
         sums, scales = total.contiguous()[None], token_scale.contiguous()
-        gpu_triton.multiply(planes, sums, scales, weight, scale, bias, parts, y, tile)
+        gpu_triton.multiply(planes, sums, scales, weight, scale, bias, parts, y, tile, residual)
     return y

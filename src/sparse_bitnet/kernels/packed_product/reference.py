@@ -20,9 +20,10 @@ def supports(*arguments: object) -> str | None:
 
 def run(
     codes: Tensor, total: Tensor, token_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None,
-    parts: Parts, dtype: torch.dtype,
+    parts: Parts, dtype: torch.dtype, residual: Tensor | None,
 ) -> Tensor:  # fmt: skip
     flat = codes.flatten(1)  # [T, 4 B], of which the last are 0
-    sums = integer_product(flat, i2.unpack(weight, flat.shape[1]))
+    sums = integer_product(flat, i2.unpack(weight, flat.shape[1])).view(*token_scale.shape[:-1], len(weight))
     y = sums * (scale_by_row(scale, parts, len(weight)).squeeze(-1) / token_scale)
-    return (y if bias is None else y + bias).to(dtype)
+    y = y if bias is None else y + bias
+    return (y if residual is None else y + residual).to(dtype)

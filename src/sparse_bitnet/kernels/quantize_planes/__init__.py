@@ -1,7 +1,7 @@
 """Activations x [..., I] -> integer codes as `packed_product` takes them, for torch.compile and few tokens.
 
 Codes [T, B, 4, 1] int8 are channels last, which is planes in memory, [T, 4, B]: each has every fourth column, of which
-a byte of the format i2 holds one. Columns beyond I are 0. With them come their total [T] int32, and scale [T, 1] fp32.
+a byte of the format i2 holds one. Columns beyond I are 0. With them come their total [T] int32 and scale [..., 1] fp32.
 
 A backend takes gate and up [T, 2 I] side by side, and activations.
 """
@@ -30,7 +30,8 @@ def quantize_planes(x: Tensor, activations: Activations) -> Planes:
     codes, scale = quantize_activation(x.reshape(-1, x.shape[-1]), activations)
     row_bytes = i2.bytes_per_row(x.shape[-1])
     by_byte = pad(codes, (0, 4 * row_bytes - x.shape[-1])).view(-1, row_bytes, 4, 1)
-    return by_byte.contiguous(memory_format=torch.channels_last), codes.sum(-1, dtype=torch.int32), scale
+    planes = by_byte.contiguous(memory_format=torch.channels_last)
+    return planes, codes.sum(-1, dtype=torch.int32), scale.view(*x.shape[:-1], 1)
 
 
 def quantize_gated_planes(gate_and_up: Tensor, activations: Activations) -> Planes:
@@ -39,7 +40,8 @@ def quantize_gated_planes(gate_and_up: Tensor, activations: Activations) -> Plan
     Both operations are rounded to the dtype, as PyTorch rounds them. ValueError where there are no halves.
     """
     halves(gate_and_up)
-    return _quantize_gated_planes(gate_and_up.reshape(-1, gate_and_up.shape[-1]), activations)
+    codes, total, scale = _quantize_gated_planes(gate_and_up.reshape(-1, gate_and_up.shape[-1]), activations)
+    return codes, total, scale.view(*gate_and_up.shape[:-1], 1)
 
 
 @torch.library.custom_op("sparse_bitnet::quantize_gated_planes", mutates_args=())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparse_bitnet.kernels.dispatch import Backend, Operator
+from sparse_bitnet.kernels.residual import check_residual
 
 OPERATOR = Operator(__name__, (Backend("gpu_sparse_tensor_core", needs=("cuda.bindings",)), Backend("reference")))
 
@@ -46,11 +47,7 @@ def sparse_product(
     codes [..., K] int8 and token_scale [..., 1] fp32 are lifted activations; the others see `SparseWeight`. residual
     [..., O] in `dtype`, or None: ValueError where it is anything else. Without gradient.
     """
-    if residual is not None:
-        shape = [*codes.shape[:-1], out_features]
-        found, wanted = (list(residual.shape), residual.dtype, residual.device), (shape, dtype, codes.device)
-        if found != wanted:
-            raise ValueError("residual is {} in {} on {}, and the product {} in {} on {}".format(*found, *wanted))
+    check_residual(residual, (*codes.shape[:-1], out_features), dtype, codes.device)
     weight = SparseWeight(fragments, row_scale, bias, out_features)
     return OPERATOR.run(codes, token_scale, weight, dtype, residual)
 
