@@ -15,7 +15,7 @@ from formats.test_windows import random_codes
 from kernels.test_sparse_product import DEVICES, packed
 from sparse_bitnet.formats import i2
 from sparse_bitnet.kernels.compilation import ADD, COMPILE_OPTIONS, PRODUCTS, AddInProducts
-from sparse_bitnet.kernels.packed_product import packed_product
+from sparse_bitnet.kernels.packed_product import packed_product, reference
 from sparse_bitnet.kernels.quantize_lifted import quantize_lifted
 from sparse_bitnet.kernels.quantize_planes import quantize_planes
 from sparse_bitnet.kernels.sparse_product import sparse_product
@@ -154,6 +154,22 @@ def test_a_compiled_model_adds_in_its_products(device: str, make: type[Layer]) -
     compiled = torch.compile(lambda x, residual: residual + layer(x), fullgraph=True, options=options)
     assert torch.equal(compiled(x, residual), layer(x, residual))
     assert not torch.equal(layer(x, residual), residual + layer(x))  # which rounds twice
+
+
+def test_planes_are_handed_on_as_planes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the product would copy them: the compiler looks at what it was told of the operator's inputs."""
+    layer, (x, residual), seen = Packed(), inputs(), []
+    run = reference.run
+
+    def keep(codes: Tensor, *rest: Any) -> Tensor:
+        seen.append(codes.is_contiguous(memory_format=torch.channels_last))
+        return run(codes, *rest)
+
+    monkeypatch.setattr(reference, "run", keep)
+    torch.compiler.reset()
+    options = COMPILE_OPTIONS | {"fx_graph_cache": False}
+    torch.compile(lambda x, residual: residual + layer(x), fullgraph=True, options=options)(x, residual)
+    assert seen == [True]
 
 
 @pytest.mark.parametrize("dynamic", [True, None])

@@ -7,6 +7,7 @@ one rounding less, and a third of the bytes. The pass has them do so.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true, sym_eq
 from sparse_bitnet.kernels import packed_product, sparse_product
 
 ADD = torch.ops.aten.add.Tensor
+EAGER = "eager_input_vals"  # by which the compiler knows how an operator's inputs are to lie in memory
 PRODUCTS = (torch.ops.sparse_bitnet.sparse_product.default, torch.ops.sparse_bitnet.packed_product.default)
 
 
@@ -51,7 +53,8 @@ def _can_add(product: Any, residual: Any, total: Node) -> bool:
     """Whether `product` is one without a residual, `total` all that reads it, and `residual` just such a tensor."""
     if not isinstance(product, Node) or product.target not in PRODUCTS or not isinstance(residual, Node):
         return False
-    if set(product.users) != {total} or _arguments(product).get("residual") is not None or product is residual:
+    arguments = _arguments(product, product.args, product.kwargs)
+    if set(product.users) != {total} or arguments["residual"] is not None or product is residual:
         return False
     like = product.meta["val"]
     return all(_is_like(node.meta.get("val"), like) for node in (residual, total))
@@ -68,17 +71,21 @@ def _is_like(value: Any, other: Tensor) -> bool:
 
 
 def _add_in_product(graph: Graph, product: Node, residual: Node, total: Node) -> None:
+    value = total.meta["val"]
     with graph.inserting_before(total):
-        arguments = _arguments(product) | {"residual": residual}
+        arguments = _arguments(product, product.args, product.kwargs) | {"residual": residual}
         joint = graph.call_function(cast(OpOverload, product.target), tuple(arguments.values()))
-    joint.meta.update(val=total.meta["val"])
+    joint.meta["val"] = value
+    if EAGER in product.meta:
+        told = _arguments(product, *product.meta[EAGER]) | {"residual": value}
+        joint.meta[EAGER] = tuple(told.values()), {}
     total.replace_all_uses_with(joint)
     graph.erase_node(total)
     graph.erase_node(product)
 
 
-def _arguments(product: Node) -> dict[str, Any]:
+def _arguments(product: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """By name, in their order, those that are not given as they are by default."""
     schema = cast(OpOverload, product.target)._schema.arguments
-    given = dict(zip((one.name for one in schema), product.args, strict=False)) | product.kwargs
+    given = {**dict(zip((one.name for one in schema), args, strict=False)), **kwargs}
     return {one.name: given.get(one.name, one.default_value) for one in schema}
