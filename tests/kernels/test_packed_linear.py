@@ -176,6 +176,14 @@ def test_strided_input_gives_the_same() -> None:
     assert torch.equal(strided.run("int8"), case.run("int8"))
 
 
+def test_integers_are_exact_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FORCE_VARIABLE, "reference")
+    case = random_case((8,), width=512)
+    expected = case.run("int8")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(case.run("int8"), expected)
+
+
 def test_unknown_format_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="format 'i3' is unknown"):
         packed_linear(

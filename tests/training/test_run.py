@@ -25,7 +25,7 @@ from sparse_bitnet.nn.stored_settings import named_layers
 from sparse_bitnet.training.callback import TrainingDiverged
 from sparse_bitnet.training.config import TrainConfig
 from sparse_bitnet.training.run import train
-from sparse_bitnet.training.trainer import checkpoints, newest_checkpoint
+from sparse_bitnet.training.trainer import checkpoints, newest_checkpoint, remove_old_checkpoints
 
 Settings = Callable[..., TrainConfig]
 
@@ -426,6 +426,15 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(
     assert f"passed over: {file}" in printed
     assert "resuming from" in printed
     assert "checkpoint-2" in printed
+
+
+def test_a_new_checkpoint_outlives_a_damaged_later_one(tmp_path: Path) -> None:
+    for step in (2, 4, 6):  # a run went to 6, was resumed from 2 as 4 and 6 are damaged, and has saved 4 again
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    remove_old_checkpoints(tmp_path, 1, 4)
+    assert [checkpoint.name for checkpoint in checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-6"]
+    remove_old_checkpoints(tmp_path, None, 6)
+    assert len(checkpoints(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(

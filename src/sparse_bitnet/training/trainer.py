@@ -149,7 +149,7 @@ class Trainer(transformers.Trainer):
             with failing_together():  # every process has written its own files
                 if self.is_world_process_zero():
                     publish_directory(self._staging / name, root / name)
-                    remove_old_checkpoints(root, self.args.save_total_limit)
+                    remove_old_checkpoints(root, self.args.save_total_limit, self.state.global_step)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise OSError(f"{root / name} could not be saved ({error}): the checkpoints before it stand") from error
         finally:
@@ -175,9 +175,13 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def remove_old_checkpoints(root: Path, keep: int | None) -> None:
-    """Remove all but the newest `keep` checkpoints; None keeps them all."""
-    for checkpoint in checkpoints(root)[:-keep] if keep else []:
+def remove_old_checkpoints(root: Path, keep: int | None, step: int) -> None:
+    """Remove all but the newest `keep` checkpoints up to `step`; None keeps them all.
+
+    Later ones are damaged, as the run has passed them over: they count for nothing, and stay until it gets there.
+    """
+    of_the_run = [checkpoint for checkpoint in checkpoints(root) if checkpoint_step(checkpoint) <= step]
+    for checkpoint in of_the_run[:-keep] if keep else []:
         remove_directory(checkpoint)
 
 

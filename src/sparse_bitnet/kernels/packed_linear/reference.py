@@ -37,7 +37,9 @@ def integer_product(q: Tensor, codes: Tensor) -> Tensor:
     """q [..., I] int8 and codes [O, I] int8 -> q . codes^T [..., O] in floats that hold every integer sum exactly.
 
     Floats because only they have fast matrix products everywhere: fp32 holds the sums of up to 131,072 products, fp64
-    those of any width. (TF32 would be exact too: int8 fits its mantissa, and it adds in fp32.)
+    those of any width. (TF32 would be exact too: int8 fits its mantissa, and it adds in fp32.) Autocast would take 16
+    bits, and is off.
     """
     dtype = torch.float32 if codes.shape[1] <= WIDEST_EXACT_IN_FP32 else torch.float64
-    return q.to(dtype) @ codes.to(dtype).T
+    with torch.autocast(q.device.type, enabled=False):
+        return q.to(dtype) @ codes.to(dtype).T
