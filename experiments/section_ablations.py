@@ -28,7 +28,7 @@ def table_b(scale: Scale, results: Results) -> str:
         header = ["", "perplexity", "over the method (95 %)", "p", "paper, 0.5 B"]
         parts.append(f"### {pattern}\n\n{table(header, rows)}")
     parts.append(
-        "Ratios of means of logarithms, with the interval of Welch's test; p is of the one-sided test of whether the "
+        "Ratios of geometric means, with the interval of Welch's test; p is of the one-sided test of whether the "
         "change is worse,\nafter Holm's correction over the changes at one pattern. Seeds are not paired."
     )
     return "\n\n".join(parts)

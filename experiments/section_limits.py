@@ -87,7 +87,8 @@ def _trend(scale: Scale, results: Results) -> str:
 def _text(scale: Scale, results: Results) -> str:
     least, most = min(map(scale.tokens, scale.sizes)), max(map(scale.tokens, scale.sizes))
     return f"""Novels of one language stand for RefineWeb, one text of other authors tests all models, and
-        {least / 1e6:.0f} M to {most / 1e6:.0f} M tokens of training stand for 50 B. Runs read the text
+        {least / 1e6:.0f} M to {most / 1e6:.0f} M tokens of training ({scale.trend_tokens / 1e6:.0f} M in the trend)
+        stand for 50 B. Runs read the text
         {results.passes(least)} to {results.passes(most)} times, which may favour sparse models, as they learn less of
         it by heart; those of the trend over sizes read it {results.passes(scale.trend_tokens)} times. Intervals are
         over seeds alone, not over texts."""

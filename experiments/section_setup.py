@@ -25,7 +25,7 @@ def heading(scale: Scale, results: Results) -> str:
     commits = sorted({str(result["commit"]) for result in found})
     left, later = len(missing(scale, results, list(TABLES))), waiting(scale, results)
     spare = len(results.found) - len(found)
-    more = f" {spare} more belong to designs that were given up ([the log](LOG.md))." if spare else ""
+    more = f" {spare} more are asked for by no table any longer ([the log](LOG.md))." if spare else ""
     made = f"{len(found)} runs on {', '.join(hardware)}, of commit {', '.join(commits)}." if found else "No runs yet."
     after = f", and {later} more wait for the rates that these find" if later else ""
     return f"""# Does the paper hold?

@@ -355,7 +355,9 @@ def test_the_degradations_of_the_readme_are_those_of_the_report() -> None:
         )
     }
     (read, unread), (read_bf16, unread_bf16) = often["16 times | ternary"], often["16 times | BF16"]
+    assert "4.8m weights, 100 tokens each, 4:8 | at 0.5 B | BF16 1.040 ± 0.003, ternary 1.051 ± 0.006 | no" in report
+    assert "4:8 1.051 beside 1.040, which cannot be told apart" in paragraph
     assert (
-        f"on text that was read ({read} beside {read_bf16}), and more on the test ({unread} beside {unread_bf16})"
+        f"on text that was read ({read} beside {read_bf16}), and more on the test ({unread} beside {unread_bf16},"
         in paragraph
     )

@@ -44,6 +44,19 @@ def test_every_command_has_help(command: Command, name: str) -> None:
     assert "Usage:" in answer.out
 
 
+def test_what_is_not_there_is_told_in_a_line(
+    command: Command, packed: Path, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = command("generate", packed, "--engine", "transformers", "--head", "stored")
+    assert_one_line(answer, "--head is of the native engine, and this is transformers")
+    answer = command("bench", "train", "--preset", "tiny", "--sharding", "fsdp2", "--device", "cpu")
+    assert_one_line(answer, "--sharding fsdp2 needs several processes and there is one")
+    if not torch.cuda.is_available():
+        monkeypatch.setenv("SPARSE_BITNET_BACKEND", "gpu_triton")
+        answer = command("eval", "ppl", packed, "--text", corpus_file, "--window", "64")
+        assert_one_line(answer, "SPARSE_BITNET_BACKEND=gpu_triton: no backend can run packed_linear: gpu_triton:")
+
+
 def test_help_answers_in_0_3_seconds() -> None:
     def seconds() -> float:
         started = time.perf_counter()

@@ -51,6 +51,22 @@ def test_parquet_with_another_column(tmp_path: Path) -> None:
     assert read(tmp_path / "corpus.parquet", text_field="body") == TEXTS
 
 
+def test_a_name_is_no_pattern(tmp_path: Path) -> None:
+    named, others = tmp_path / "a[1]?*.txt", ("a1bc.txt", "a1b.txt")
+    for file, text in ((named, "itself"), *((tmp_path / other, "another") for other in others)):
+        file.write_text(text)
+    assert read(named) == ["itself"]
+    (tmp_path / "a::b.txt").write_text("text")
+    with pytest.raises(ValueError, match=r"a::b.txt has '::' in its name"):
+        read(tmp_path / "a::b.txt")
+
+
+def test_a_field_that_holds_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": ["a", "b"]}\n')
+    with pytest.raises(ValueError, match=r"a.jsonl: the field 'text' holds a list, and not text: set data.text_field"):
+        read(tmp_path / "a.jsonl")
+
+
 def test_a_directory_is_searched_in_a_fixed_order(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "1.txt").write_text("third")

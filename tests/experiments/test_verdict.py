@@ -70,7 +70,7 @@ def test_results_as_the_papers_reproduce_it(tmp_path: Path) -> None:
         found = f"* {size} weights, {tokens} tokens each: smaller for ternary at 6:8, 4:8\n"
         assert found in in_short(PAPER, results)
     assert rows["zeros among trained ternary weights"] == ["0.42", "0.420 ± 0.000", "compatible"]
-    assert rows["6:8 costs ternary less accuracy, zero-shot"][2] == "so it is"
+    assert rows["6:8 costs ternary less accuracy, zero-shot"][2] == "too few seeds"
     assert rows["mask from the quantised weights is worse"][2] == "yes"
     assert rows["masked gradient is worse"][2] == "no difference can be told"
     assert all(cell.endswith(": compatible") for pattern in PATTERNS[1:] for cell in rows[pattern])
@@ -91,7 +91,6 @@ def test_contrary_results_contradict_it(tmp_path: Path) -> None:
     ]
     assert [cell.rpartition(": ")[2] for cell in rows["6:8"]] == ["below", "above", "below"]
     assert rows["zeros among trained ternary weights"][2] == "above"
-    assert rows["6:8 costs ternary less accuracy, zero-shot"][2] == "the other way round"
     assert rows["mask-then-quant is worse"][2] == "better"
     assert "less than in the paper at 7:8, 6:8, 5:8, 4:8, 3:8, 2:8." in in_short(PAPER, results)
 

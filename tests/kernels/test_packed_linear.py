@@ -6,7 +6,7 @@ Shapes: T tokens, O out_features, I in_features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -176,6 +176,12 @@ def test_strided_input_gives_the_same() -> None:
     assert torch.equal(strided.run("int8"), case.run("int8"))
 
 
+def test_integers_are_no_activations() -> None:
+    case = random_case((2,), width=64)
+    with pytest.raises(ValueError, match=r"x is torch.int64: a packed layer takes floats"):
+        replace(case, x=torch.ones(2, 64, dtype=torch.int64)).run("int8")
+
+
 def test_integers_are_exact_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FORCE_VARIABLE, "reference")
     case = random_case((8,), width=512)
@@ -211,6 +217,9 @@ def test_the_product_alone_keeps_the_rules_of_torch_library() -> None:
     for wrong in (torch.randn(3, 8).half(), torch.randn(1, 3, 8)):
         with pytest.raises(ValueError, match=r"residual is .* and the product \[1, 3, 8\] in torch.float16 on cpu"):
             packed_product(*several, wrong)
+    for place, wrong in ((0, codes[:2]), (1, total[:2]), (3, weight[:, :5]), (4, torch.ones(3)), (5, torch.ones(7))):
+        with pytest.raises(ValueError, match="do not belong to each other"):
+            packed_product(*several[:place], wrong, *several[place + 1 :])
 
 
 @pytest.mark.parametrize("kind", KINDS)

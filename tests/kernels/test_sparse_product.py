@@ -104,6 +104,20 @@ def test_scales_and_bias(scales: int, has_bias: bool, device: str) -> None:
             sparse_product.sparse_product(*arguments, torch.bfloat16, wrong)
     shifted = torch.cat([residual.new_zeros(1), residual.flatten()])[1:].view_as(residual)  # not where a copy can begin
     assert torch.equal(sparse_product.sparse_product(*arguments, torch.bfloat16, shifted), y)
+    token_scale[0, 3] = torch.nan  # as plain mathematics gives it to a token with NaN
+    found = sparse_product.sparse_product(*arguments, torch.bfloat16)
+    assert found.isnan().nonzero()[:, :2].unique(dim=0).tolist() == [[0, 3]] and found[0, 3].isnan().all()
+
+
+def test_tensors_that_do_not_belong_to_each_other_are_refused() -> None:
+    lifted, token_scale = quantize_lifted.quantize_lifted(torch.randn(3, 512), "int8", 8)
+    fragments, scale, bias = packed(random_codes(96, 512, "6:8"), 8), torch.ones(96), torch.zeros(96)
+    for row_scale, one, rows, codes in (
+        (scale[:95], bias, 96, lifted), (scale, bias[:95], 96, lifted), (scale, bias, 200, lifted),
+        (scale.half(), bias, 96, lifted), (scale, bias.half(), 96, lifted), (scale, bias, 96, lifted[:, :256]),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="do not belong to each other"):
+            sparse_product.sparse_product(codes, token_scale, fragments, row_scale, one, rows, torch.bfloat16)
 
 
 @pytest.mark.gpu

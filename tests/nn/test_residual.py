@@ -144,3 +144,10 @@ def test_layers_share_one_number() -> None:
     assert {float(layer.residual) for layer in (model[0], model[2])} == {0.25}
     assert model[0].residual is model[2].residual
     assert "residual" not in " ".join(model.state_dict())
+
+
+def test_a_share_given_as_an_integer_may_fall() -> None:
+    model = network(SHERRY)
+    for share in (1, 0.5):
+        set_residual(model, share)
+        assert float(model[0].residual) == share

@@ -114,6 +114,7 @@ def test_transformers_serves_behind_the_same_guard(start: Start, model_directory
         (["--engine", "abacus"], "--engine abacus: choose from auto, native, transformers"),
         (["--engine", "transformers", "--max-model-len", "9"], "--max-model-len is of the native engine"),
         (["--engine", "transformers", "--max-sequences", "9"], "--max-sequences is of the native engine"),
+        (["--engine", "transformers", "--head", "stored"], "--head is of the native engine"),
         (["--max-sequences", "99999999999"], "99999999999 sequences of 2048 tokens can take"),
         (["--head", "int3"], "head='int3' is none of int8, stored"),
     ],

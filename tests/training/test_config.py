@@ -104,6 +104,12 @@ def test_files_that_are_no_settings_are_refused(tmp_path: Path) -> None:
             load_config(tmp_path / "bad.yaml", [])
 
 
+@pytest.mark.parametrize("setting", ["betas=[2,3]", "seed=-1", "learning_rate=.inf", "weight_decay=.inf"])
+def test_numbers_out_of_range_are_refused_by_name(setting: str) -> None:
+    with pytest.raises(ValueError, match=rf"training\.{setting.partition('=')[0]}"):
+        load_config(None, [f"training.{setting}"])
+
+
 def test_sparse_forward_is_a_word_or_a_choice() -> None:
     assert load_config(None, []).training.sparse_forward == "auto"
     assert load_config(None, ["training.sparse_forward=true"]).training.sparse_forward is True

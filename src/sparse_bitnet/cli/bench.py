@@ -44,6 +44,8 @@ def train(
         tuple(systems.split(",")), steps, rounds, profile,
     )  # fmt: skip
     joined = join_processes()
+    if sharding != "none" and joined.num_processes == 1:
+        raise ValueError(f"--sharding {sharding} needs several processes and there is one: start with torchrun")
     chosen = str(joined.device) if joined.num_processes > 1 else choose_device(device)
     result = bench_train(bench, torch.device(chosen))
     first = is_first_process()

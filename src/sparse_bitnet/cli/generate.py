@@ -23,7 +23,7 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text by the same engine.")] = None,
     device: Device = "auto",
     engine: Engine = "auto",
-    head: Head = "int8",
+    head: Head = None,
 ) -> None:
     """Stream text from a model."""
     from sparse_bitnet.corpus.tokenizer import load_tokenizer, prompt_tokens
@@ -32,10 +32,12 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     chosen = choose_device(device)
     reason = why_not_native(engine, model, chosen)
+    if head is not None and reason is not None:
+        raise ValueError(f"--head is of the native engine, and this is transformers: {reason}")
     if reason is None:
         from sparse_bitnet.engine.decoder import Decoder
 
-        decoder = Decoder(model, head=cast(Any, head))
+        decoder = Decoder(model, head=cast(Any, head or "int8"))
         tokenizer = load_tokenizer(model)
         ids = prompt_tokens(tokenizer, prompt)
         tokens = decoder.generate([ids], max_new_tokens, sampling, stop=decoder.end_tokens)

@@ -31,7 +31,10 @@ ENGINES = ("auto", "native", "transformers")
 Engine = Annotated[
     str, typer.Option(help="native (packed Qwen2, Qwen3, Llama; CPU), transformers, or auto: native where it can.")
 ]
-Head = Annotated[str, typer.Option(help="Of the native engine: int8, or stored for the floats in the file, slower.")]
+Head = Annotated[
+    str | None,
+    typer.Option(help="Of the native engine: int8, as by default, or stored for the floats in the file, slower."),
+]
 
 
 def write_json(file: Path | None, figures: Any) -> None:

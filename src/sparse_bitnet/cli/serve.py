@@ -35,7 +35,7 @@ def serve(
     chat_template: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Instead of the tokenizer's own. Of the native engine.")
     ] = None,
-    head: Head = "int8",
+    head: Head = None,
 ) -> None:
     """Answer OpenAI's HTTP interface: chat and text completions, streamed or whole."""
     missing = [package for package in NEEDED if find_spec(package) is None]
@@ -52,6 +52,7 @@ def serve(
         ("--max-sequences", max_sequences),
         ("--max-model-len", max_model_len),
         ("--chat-template", chat_template),
+        ("--head", head),
     )
     for name, given in native:
         if given is not None and reason is not None:
@@ -63,7 +64,7 @@ def serve(
         if reason is None:
             from sparse_bitnet.serving.app import MOST_SEQUENCES, create_app, open_served
 
-            served = open_served(model, cast(Any, head), max_sequences, max_model_len, chat_template)
+            served = open_served(model, cast(Any, head or "int8"), max_sequences, max_model_len, chat_template)
             if max_sequences is None and (most := served.worker.most) < MOST_SEQUENCES:
                 room = f"memory has room for {most} answers of {served.context} tokens side by side"
                 print(f"{room}, others wait: --max-model-len gives room for more", file=sys.stderr)

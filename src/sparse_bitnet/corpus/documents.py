@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from glob import escape
 from lzma import LZMAError
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class TextSource:
 
     def __post_init__(self) -> None:
         if bool(self.files) == bool(self.dataset):
-            raise ValueError("give either files or a dataset to read text from")
+            raise ValueError("give either files or a dataset to read text from (data.files, data.dataset)")
 
     def documents(self) -> Iterator[str]:
         """The documents, in a fixed order, read as asked for. ValueError names the file that cannot be read."""
@@ -46,10 +47,13 @@ class TextSource:
             yield from _texts(self.dataset, self.text_field, name, name=configuration or None, split=self.split)
         for path in self.paths():
             reader = READERS.get(_ending(path), "text")
+            if "::" in str(path):
+                raise ValueError(f"{path} has '::' in its name, which `datasets` cannot read: rename it")
+            file = escape(str(path))  # names are no patterns
             if reader == "text":
-                yield from _texts(str(path), "text", reader, data_files=[str(path)], sample_by="document")
+                yield from _texts(str(path), "text", reader, data_files=[file], sample_by="document")
             else:
-                yield from _texts(str(path), self.text_field, reader, data_files=[str(path)])
+                yield from _texts(str(path), self.text_field, reader, data_files=[file])
 
     def paths(self) -> list[Path]:
         """The files behind `files`, directories searched; ValueError where one is missing or has nothing to read."""
@@ -63,6 +67,9 @@ def _texts(origin: str, field: str, builder: str, **options: Any) -> Iterator[st
         for row in datasets.load_dataset(builder, **{"split": "train", "streaming": True, **options}):
             if field not in row:
                 raise ValueError(f"{origin} has no field {field!r}, it has {', '.join(row)}: set data.text_field")
+            if not isinstance(row[field], str | None):
+                kind = type(row[field]).__name__
+                raise ValueError(f"{origin}: the field {field!r} holds a {kind}, and not text: set data.text_field")
             if row[field]:
                 yield row[field]
     except UnicodeDecodeError as error:

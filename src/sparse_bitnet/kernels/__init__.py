@@ -8,6 +8,7 @@ from sparse_bitnet.kernels import (
     packed_product,
     quantize_activation,
     quantize_lifted,
+    quantize_planes,
     sparse_product,
     weight_fragments,
 )
@@ -20,6 +21,7 @@ OPERATORS = tuple(
         weight_fragments,
         dequantize_fragments,
         quantize_lifted,
+        quantize_planes,
         sparse_product,
         packed_linear,
         packed_product,

@@ -22,6 +22,10 @@ from typing import Any
 FORCE_VARIABLE = "SPARSE_BITNET_BACKEND"
 
 
+class NoBackendError(RuntimeError, ValueError):
+    """Nothing here can run an op on these arguments; a ValueError too, which commands tell in a line."""
+
+
 @dataclass(frozen=True)
 class Backend:
     """A backend's name, which is its module's name too, and the packages that this module imports at its head.
@@ -52,7 +56,7 @@ class Operator:
     def select(self, *args: Any) -> Callable[..., Any]:
         """The `run` of the first backend that supports these arguments.
 
-        RuntimeError where none does, or where the one that SPARSE_BITNET_BACKEND names does not: a forced backend
+        NoBackendError where none does, or where the one that SPARSE_BITNET_BACKEND names does not: a forced backend
         never falls back. ValueError where that name is unknown to the op.
         """
         forced = self.forced()
@@ -64,7 +68,8 @@ class Operator:
             if reason is None:
                 return _module(self.package, backend).run
             refusals.append(f"{backend.name}: {reason}")
-        raise RuntimeError(f"no backend can run {self.name}: {'; '.join(refusals)}")
+        asked = f"{FORCE_VARIABLE}={forced}: " if forced else ""
+        raise NoBackendError(f"{asked}no backend can run {self.name}: {'; '.join(refusals)}")
 
     def forced(self) -> str | None:
         """The backend that SPARSE_BITNET_BACKEND names, if it does; ValueError where the op has no such backend."""

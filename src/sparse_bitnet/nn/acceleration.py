@@ -5,7 +5,7 @@
 
 Layers that read the same x are measured, and multiplied, as one (shared_inputs.py). Of few tokens torch.compile joins
 the quantisation to what stands before it, or one of our kernels does it with the norm or the gates (quantizing_norm.py,
-gated_mlp.py): for it the products are measured alone.
+gated_mlp.py), where layers are fused and codes are int8: for it the products are measured alone.
 
 Shapes: T tokens, O out_features, I in_features.
 """
@@ -90,8 +90,8 @@ def _choose(layers: Sequence[PackedLinear], tokens: Sequence[int], dtype: torch.
     choice = Choice(subject, WAYS, seen, compiled, refusal)
     sparse_from = {"sparse_from": choice.taken_from, "compiled_sparse_from": choice.compiled_taken_from}
     for layer, weight in zip(layers, weights, strict=True):
-        fragments = None if min(sparse_from.values()) == NEVER else weight.fragments
-        layer.fast = replace(weight, fragments=fragments, **sparse_from)
+        weight = replace(weight, **sparse_from)
+        layer.fast = weight if min(sparse_from.values()) < NEVER else replace(weight, fragments=None, row_bias=None)
     return choice
 
 

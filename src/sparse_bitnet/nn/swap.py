@@ -121,7 +121,7 @@ def set_residual(model: nn.Module, share: float) -> None:
         elif layer.residual is not None and layer.residual.device == device:
             found[device] = layer.residual.fill_(share)  # in place: compiled code stays as it is
         else:
-            layer.residual = found[device] = torch.tensor(share, device=device)
+            layer.residual = found[device] = torch.tensor(share, dtype=torch.float32, device=device)
 
 
 def convert(model: Model, format: str = "auto") -> Model:

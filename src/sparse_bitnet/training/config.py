@@ -21,6 +21,7 @@ from sparse_bitnet.training.schedules import (
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Settings(BaseModel):
@@ -108,13 +109,13 @@ class TrainingSettings(Settings):
     block_size: Annotated[int, Field(gt=1)] = 2048
     batch_size: Count = 8
     gradient_accumulation: Count = 1
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3e-4
     final_learning_rate_share: Annotated[float, Field(ge=0, le=1)] = 1 / 30
     warmup_steps: Annotated[int, Field(ge=0)] = 1000
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     weight_decay_until: Annotated[float, Field(gt=0, le=1)] | None = 0.5
     clip: Annotated[float, Field(gt=0)] = 1.0
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     sharding: Literal["none", "fsdp2"] = "none"
     compile: bool = False
@@ -127,7 +128,7 @@ class TrainingSettings(Settings):
     eval_blocks: Count = 200
     keep_checkpoints: Count = 2
     report_to: list[str] = []
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
 class TrainConfig(Settings):

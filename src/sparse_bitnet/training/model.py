@@ -110,6 +110,9 @@ def prepare_layers(config: TrainConfig, model: PreTrainedModel) -> None:
 def _choose_layers(config: TrainConfig, model: PreTrainedModel, recipe: Recipe) -> None:
     settings = config.recipe
     prepare(model, recipe, settings.targets, settings.ignore, indivisible=settings.indivisible)
+    if settings.targets and not latent_layers(model):
+        named = ", ".join(map(repr, settings.targets))
+        raise ValueError(f"recipe.targets: {named} matches no layer that can be made ternary")
 
 
 def _check_choice(config: TrainConfig, model: PreTrainedModel, recipe: Recipe) -> None:

@@ -88,7 +88,14 @@ class Decoder:
                 if matrix.weight.shape != (height, bytes_per_row(width)) or matrix.scale.numel() != 1:
                     told = f"{list(matrix.weight.shape)} with {matrix.scale.numel()} scales"
                     raise ValueError(f"a weight of {height} x {width} is {told}")
-            if layer.keys.shape != caches or layer.values.shape != caches or layer.input_norm.numel() != self.hidden:
+                if matrix.bias is not None and matrix.bias.numel() != height:
+                    raise ValueError(f"a bias of {height} rows is {list(matrix.bias.shape)}")
+            norms = (layer.input_norm, layer.ffn_norm), (layer.query_norm, layer.key_norm)
+            fits = all(
+                one is None or one.numel() == size
+                for each, size in zip(norms, (self.hidden, self.head), strict=True) for one in each
+            )  # fmt: skip
+            if layer.keys.shape != caches or layer.values.shape != caches or not fits:
                 raise ValueError("the layers are not of one shape")
             if (layer.query_norm is None) != (layer.key_norm is None):
                 raise ValueError("a layer has a norm for queries or for keys alone")

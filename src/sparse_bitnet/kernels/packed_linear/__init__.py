@@ -12,6 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from sparse_bitnet.formats import get_format
 from sparse_bitnet.kernels.dispatch import Backend, Operator
 from sparse_bitnet.kernels.packed_linear.gradient import backward, keep_for_backward
 from sparse_bitnet.numerics.ternary import Parts
@@ -33,6 +34,21 @@ class PackedLayout:
     in_features: int
     activations: Activations
     parts: Parts = ()
+
+
+def check_arguments(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, layout: PackedLayout) -> None:
+    """ValueError where they do not fit each other: every backend looks before it reads."""
+    rows, row_bytes = weight.shape
+    if not x.is_floating_point():
+        raise ValueError(f"x is {x.dtype}: a packed layer takes floats")
+    if weight.dtype != torch.uint8 or layout.in_features < 1:
+        raise ValueError(f"weight {list(weight.shape)} in {weight.dtype} is not of uint8 and of at least a column")
+    if row_bytes != get_format(layout.format).bytes_per_row(layout.in_features) or x.shape[-1] != layout.in_features:
+        raise ValueError(
+            f"x {list(x.shape)} and weight {list(weight.shape)} are not of in_features={layout.in_features}"
+        )
+    if scale.numel() != max(1, len(layout.parts)) or (bias is not None and bias.shape != (rows,)):
+        raise ValueError(f"scale or bias do not belong to {rows} rows in {max(1, len(layout.parts))} parts")
 
 
 def packed_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, layout: PackedLayout) -> Tensor:

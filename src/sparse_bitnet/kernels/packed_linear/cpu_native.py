@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from sparse_bitnet import _native
-from sparse_bitnet.formats import get_format
-from sparse_bitnet.kernels.packed_linear import PackedLayout
+from sparse_bitnet.kernels.packed_linear import PackedLayout, check_arguments
 from sparse_bitnet.kernels.packed_linear.reference import WIDEST_EXACT_IN_FP32
 from sparse_bitnet.numerics.ternary import scale_by_row
 
@@ -66,15 +65,8 @@ def supports(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, layo
 
 
 def run(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, layout: PackedLayout) -> Tensor:
-    rows, row_bytes = weight.shape
-    if weight.dtype != torch.uint8 or layout.in_features < 1:
-        raise ValueError(f"weight {list(weight.shape)} in {weight.dtype} is not of uint8 and of at least a column")
-    if row_bytes != get_format(layout.format).bytes_per_row(layout.in_features) or x.shape[-1] != layout.in_features:
-        raise ValueError(
-            f"x {list(x.shape)} and weight {list(weight.shape)} are not of in_features={layout.in_features}"
-        )
-    if scale.numel() != max(1, len(layout.parts)) or (bias is not None and bias.shape != (rows,)):
-        raise ValueError(f"scale or bias do not belong to {rows} rows in {max(1, len(layout.parts))} parts")
+    check_arguments(x, weight, scale, bias, layout)
+    rows = len(weight)
     x, weight, scale = x.contiguous(), weight.contiguous(), scale.float().contiguous()
     bias = None if bias is None else bias.contiguous()
     row_scale = scale_by_row(scale, layout.parts, rows).contiguous() if layout.parts else None  # [O, 1]

@@ -28,9 +28,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from sparse_bitnet.formats import i2
 from sparse_bitnet.kernels import triton_device
-from sparse_bitnet.kernels.packed_linear import PackedLayout
+from sparse_bitnet.kernels.packed_linear import PackedLayout, check_arguments
 from sparse_bitnet.kernels.packed_linear.reference import WIDEST_EXACT_IN_FP32
 from sparse_bitnet.kernels.quantize_activation.gpu_triton import (
     DTYPES,
@@ -77,7 +76,7 @@ def choose_tile(tokens: int, rows: int, row_bytes: int) -> Tile:
         return Tile(True, triton.next_power_of_2(tokens), max(4, 256 // block), block, triton.cdiv(block, 128))
     width = min(64, max(16, triton.next_power_of_2(tokens)))
     height, block, warps, stages = (128, 64, 8, 4) if many and tokens > 64 else (64, 128, 4, 3)
-    programs = triton.cdiv(rows, height) * triton.cdiv(tokens, width)
+    programs = max(1, triton.cdiv(rows, height) * triton.cdiv(tokens, width))
     splits = max(1, min(8, PROGRAMS // programs, row_bytes // (2 * block)))
     return Tile(False, width, height, block, warps, splits, stages)
 
@@ -106,18 +105,14 @@ def supports(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, layo
 
 
 def run(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, layout: PackedLayout) -> Tensor:
-    rows, row_bytes = weight.shape
-    tile = choose_tile(x.numel() // max(1, layout.in_features), rows, row_bytes)
+    tile = choose_tile(x.numel() // max(1, layout.in_features), *weight.shape)
     return run_tile(x, weight, scale, bias, layout, tile)
 
 
 def run_tile(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, layout: PackedLayout, tile: Tile) -> Tensor:
     """`run` with a tile that is given, for those who look for the best one."""
+    check_arguments(x, weight, scale, bias, layout)
     width, (rows, row_bytes) = layout.in_features, weight.shape
-    if row_bytes != i2.bytes_per_row(width) or x.shape[-1] != width:
-        raise ValueError(f"x {list(x.shape)} and weight {list(weight.shape)} are not of in_features={width}")
-    if scale.numel() != max(1, len(layout.parts)) or (bias is not None and bias.shape != (rows,)):
-        raise ValueError(f"scale or bias do not belong to {rows} rows in {max(1, len(layout.parts))} parts")
     y = x.new_empty(*x.shape[:-1], rows)
     if not y.numel():
         return y

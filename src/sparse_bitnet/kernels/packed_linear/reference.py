@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparse_bitnet.formats import get_format
-from sparse_bitnet.kernels.packed_linear import PackedLayout
+from sparse_bitnet.kernels.packed_linear import PackedLayout, check_arguments
 from sparse_bitnet.numerics.activation import quantize_activation
 from sparse_bitnet.numerics.ternary import scale_by_row
 
@@ -22,11 +22,13 @@ def supports(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, layo
 
 
 def run(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, layout: PackedLayout) -> Tensor:
+    check_arguments(x, weight, scale, bias, layout)
     codes = get_format(layout.format).unpack(weight, layout.in_features)  # [O, I]
     row_scale = scale_by_row(scale, layout.parts, codes.shape[0]).squeeze(-1)  # [O] or [1]
     if layout.activations == "none":
         wide = torch.promote_types(x.dtype, torch.float32)
-        y = x.to(wide) @ codes.to(wide).T * row_scale
+        with torch.autocast(x.device.type, enabled=False):
+            y = x.to(wide) @ codes.to(wide).T * row_scale
     else:
         q, token_scale = quantize_activation(x, layout.activations)
         y = integer_product(q, codes) * (row_scale / token_scale)

@@ -33,9 +33,14 @@ def packed_product(
     """y [..., O] in `dtype` = (codes . weight^T) * scale / token_scale + bias + residual, rounded once.
 
     codes [T, B, 4, 1], total [T] and token_scale [..., 1] are what quantize_planes gives: codes that are not channels
-    last cost a copy. weight [O, B] uint8 in the format i2; scale [P] fp32. residual [..., O] in `dtype`, or None:
-    ValueError where it is anything else. Without gradient.
+    last cost a copy. weight [O, B] uint8 in the format i2; scale [P] fp32. residual [..., O] in `dtype`, or None.
+    ValueError where it is anything else, or the others do not fit. Without gradient.
     """
+    tokens, (rows, row_bytes) = token_scale.numel(), weight.shape
+    fits = codes.shape == (tokens, row_bytes, 4, 1) and total.numel() == tokens and scale.numel() == max(1, len(parts))
+    if not fits or (bias is not None and bias.numel() != rows):
+        told = ", ".join(str(list(one.shape)) for one in (codes, total, token_scale, weight, scale))
+        raise ValueError(f"codes, totals, scales, weight and bias do not belong to each other: {told}")
     check_residual(residual, (*token_scale.shape[:-1], len(weight)), dtype, codes.device)
     return OPERATOR.run(codes, total, token_scale, weight, scale, bias, tuple(parts), dtype, residual)
 

@@ -36,7 +36,7 @@ def _fake_quantize_activation(x: Tensor, activations: str, dtype: torch.dtype) -
 
 @_fake_quantize_activation.register_fake
 def _(x: Tensor, activations: str, dtype: torch.dtype) -> Tensor:
-    return torch.empty_like(x, dtype=dtype)
+    return x.new_empty(x.shape, dtype=dtype)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

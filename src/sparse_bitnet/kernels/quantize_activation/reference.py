@@ -18,4 +18,4 @@ def supports(x: Tensor, activations: Activations, dtype: torch.dtype) -> str | N
 
 
 def run(x: Tensor, activations: Activations, dtype: torch.dtype) -> Tensor:
-    return activation.fake_quantize_activation(x, activations, dtype)
+    return activation.fake_quantize_activation(x, activations, dtype).contiguous()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparse_bitnet.formats.fragments import shape
 from sparse_bitnet.kernels.dispatch import Backend, Operator
 from sparse_bitnet.kernels.residual import check_residual
 
@@ -45,8 +46,14 @@ def sparse_product(
     """y [..., O] in `dtype` = (codes . weight^T) * row_scale / token_scale + bias + residual, rounded once.
 
     codes [..., K] int8 and token_scale [..., 1] fp32 are lifted activations; the others see `SparseWeight`. residual
-    [..., O] in `dtype`, or None: ValueError where it is anything else. Without gradient.
+    [..., O] in `dtype`, or None. ValueError where it is anything else, or the others do not fit. Without gradient.
     """
+    floats = [row_scale] if bias is None else [row_scale, bias]
+    fits = fragments.shape == shape(out_features, codes.shape[-1]) and row_scale.numel() in (1, out_features)
+    fits = fits and (bias is None or bias.numel() == out_features)
+    if not fits or any(one.dtype != torch.float32 for one in floats):
+        told = ", ".join(f"{list(one.shape)} in {one.dtype}" for one in (codes, fragments, *floats))
+        raise ValueError(f"codes, fragments, fp32 scales and bias do not belong to each other: {told}")
     check_residual(residual, (*codes.shape[:-1], out_features), dtype, codes.device)
     weight = SparseWeight(fragments, row_scale, bias, out_features)
     return OPERATOR.run(codes, token_scale, weight, dtype, residual)

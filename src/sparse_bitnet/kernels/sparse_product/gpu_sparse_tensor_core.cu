@@ -140,6 +140,11 @@ __device__ __forceinline__ float4 load_two(u32 address) {
     return two;
 }
 
+// Of 22 bits, so that MAGIC times it is exact. What is no number stays none: rounded it would be a zero.
+__device__ __forceinline__ float round_factor(float factor) {
+    return factor == factor ? __int_as_float(__float_as_int(factor) + 2 & ~3) : factor;
+}
+
 __device__ __forceinline__ u32 pair(float low, float high) {
     u32 both;
     asm("cvt.rn." RESULT "x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
@@ -335,8 +340,8 @@ __cluster_dims__(CLUSTER, 1, 1) sparse_product(
                     if (PER_ROW) row_factors[thread] = row_factor;
 #pragma unroll
                     for (int i = 0; i < SCALES; ++i) {
-                        // of 22 bits: MAGIC times it is exact, and (MAGIC + sum) * factor - MAGIC * factor rounds once
-                        float factor = __int_as_float(__float_as_int(scale / scale_of_token[i]) + 2 & ~3);
+                        // (MAGIC + sum) * factor - MAGIC * factor rounds once
+                        float factor = round_factor(scale / scale_of_token[i]);
                         if (TOKENS >= 128 || thread < TOKENS)
                             factors[128 * i + thread] = make_float2(factor, -MAGIC * factor);
                     }

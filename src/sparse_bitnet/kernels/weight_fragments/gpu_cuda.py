@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sparse_bitnet.formats import fragments
+from sparse_bitnet.formats.windows import lifted_width
 from sparse_bitnet.kernels import cuda_device
 
 SOURCE = Path(__file__).with_suffix(".cu")
@@ -54,8 +56,7 @@ def _tabulate(
     rows: list[tuple[int, ...]] = []
     weight_of_unit: list[int] = []
     for (height, width), (source, target) in zip(shapes, places, strict=True):
-        blocks = width // m
-        stages = -(-blocks * (m // 2 - 1) * 4 // 128)
+        blocks, stages = width // m, fragments.shape(height, lifted_width(width, m))[1]
         units_a_row, groups = -(-blocks // BLOCKS), -(-height // ROWS)
         first = len(weight_of_unit)
         pairs = ((height, blocks), (stages, units_a_row), (first, 0))
