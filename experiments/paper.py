@@ -1,4 +1,7 @@
-"""What arXiv 2603.05168 tells of its smallest model, 0.5 B parameters after about 50 B tokens."""
+"""What arXiv 2603.05168 tells of its smallest model, 0.5 B parameters after about 50 B tokens.
+
+The figures are from public summaries of the paper and from its authors' repository.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def table_a(scale: Scale, results: Results) -> str:
 In brackets 95 % intervals. "BF16 over ternary" is the ratio of the two degradations, "seeds" are those of BF16 and of
 ternary; p is of the one-sided test of whether ternary's is smaller, after Holm's correction over the patterns of the
 table. Its rows divide by the same dense models, so they are not independent of each other. The paper's column is for
-0.5 B and 50 B tokens."""
+0.5 B and 50 B tokens; its figures, here and elsewhere, are from public summaries and the authors' repository."""
 
 
 def degradation_table(scale: Scale, results: Results, size: str, patterns: tuple[str, ...]) -> str:

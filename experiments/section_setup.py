@@ -27,7 +27,7 @@ def heading(scale: Scale, results: Results) -> str:
     spare = len(results.found) - len(found)
     more = f" {spare} more are asked for by no table any longer ([the log](LOG.md))." if spare else ""
     made = f"{len(found)} runs on {', '.join(hardware)}, of commit {', '.join(commits)}." if found else "No runs yet."
-    after = f", and {later} more wait for the rates that these find" if later else ""
+    after = f", and {later} more of the trend wait for the rates that these find" if later else ""
     return f"""# Does the paper hold?
 
 The tables of arXiv 2603.05168, re-run at a scale at which a run takes one GPU minutes, with seeds and intervals. Made
