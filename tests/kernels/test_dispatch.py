@@ -124,7 +124,7 @@ def test_forced_backend_that_refuses_raises_and_never_falls_back(
     monkeypatch.setenv(FORCE_VARIABLE, name)
     with pytest.raises(RuntimeError) as refusal:
         op.run(4)
-    assert str(refusal.value) == f"no backend can run {op.name}: {name}: {reason}"
+    assert str(refusal.value) == f"{FORCE_VARIABLE}={name}: no backend can run {op.name}: {name}: {reason}"
 
 
 def test_forced_backend_whose_package_is_missing_raises(
