@@ -248,6 +248,11 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         changed(key=layer.query)
     with pytest.raises(ValueError, match="the layers are not of one shape"):
         changed(values=layer.values[:, :-1])
+    for fields in ({"ffn_norm": torch.ones(1)}, {"query_norm": torch.ones(1), "key_norm": torch.ones(32)}):
+        with pytest.raises(ValueError, match="the layers are not of one shape"):
+            changed(**fields)
+    with pytest.raises(ValueError, match=r"a bias of 64 rows is \[1\]"):
+        changed(output=replace(layer.output, bias=torch.ones(1)))
     with pytest.raises(ValueError, match="a norm for queries or for keys alone"):
         changed(query_norm=torch.ones(32))
     with pytest.raises(ValueError, match=r"cosines and sines are \[383, 32\], and the caches \[1, 384, 32\]"):

@@ -139,6 +139,7 @@ def test_views_and_empty_batches() -> None:
     assert_equals_reference(torch.randn(2, 20, 64), packed(24, 64)[::2])
     for empty in ((0, 64), (2, 0, 64)):
         assert_equals_reference(torch.randn(empty), weight)
+    assert_equals_reference(torch.randn(0, 72), packed(12, 72))  # whose rows are no whole words
 
 
 @runs

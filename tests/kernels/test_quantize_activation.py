@@ -51,3 +51,4 @@ def test_op_keeps_the_rules_of_torch_library(kind: str) -> None:
     op = torch.ops.sparse_bitnet.fake_quantize_activation.default
     torch.library.opcheck(op, (random_activations(2, 3, 16).requires_grad_(), kind, torch.float32))
     torch.library.opcheck(op, (random_activations(3, 16), kind, torch.bfloat16))
+    torch.library.opcheck(op, (random_activations(3, 16).T, kind, torch.float32))

@@ -126,6 +126,12 @@ def test_a_machine_without_sparse_tensor_cores_says_so() -> None:
     assert obstacle is not None and ("cuda" in obstacle or "GPU" in obstacle)
 
 
+def test_nothing_is_chosen_where_a_backend_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSE_BITNET_BACKEND", "gpu_triton")
+    obstacle = sparse_tensor_core_obstacle(torch.device("cpu"), torch.bfloat16)
+    assert obstacle == "SPARSE_BITNET_BACKEND asks for a certain kernel"
+
+
 @pytest.mark.parametrize("device", [GPU])
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("pattern", ["2:4", "6:8"])

@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from sparse_bitnet.cli.options import Device, Engine, Head, choose_device, why_not_native
+from sparse_bitnet.cli.options import Device, Engine, Head, choose_device, refuse_native_options, why_not_native
 from sparse_bitnet.engine.sampling import LARGEST_PENALTY, LEAST_PENALTY
 
 
@@ -32,8 +32,7 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     chosen = choose_device(device)
     reason = why_not_native(engine, model, chosen)
-    if head is not None and reason is not None:
-        raise ValueError(f"--head is of the native engine, and this is transformers: {reason}")
+    refuse_native_options(reason, head=head)
     if reason is None:
         from sparse_bitnet.engine.decoder import Decoder
 

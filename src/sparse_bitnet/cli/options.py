@@ -37,6 +37,13 @@ Head = Annotated[
 ]
 
 
+def refuse_native_options(reason: str | None, **given: Any) -> None:
+    """ValueError where options of the native engine are given, by their names, and it cannot run, for that reason."""
+    for name, value in given.items():
+        if value is not None and reason is not None:
+            raise ValueError(f"--{name.replace('_', '-')} is of the native engine, and this is transformers: {reason}")
+
+
 def write_json(file: Path | None, figures: Any) -> None:
     """Write `figures` to `file`, if one is wanted."""
     from sparse_bitnet.checkpoint.directory import write_text

@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from sparse_bitnet.cli.options import Device, Engine, Head, choose_device, why_not_native
+from sparse_bitnet.cli.options import Device, Engine, Head, choose_device, refuse_native_options, why_not_native
 
 KEY_VARIABLE = "SPARSE_BITNET_API_KEY"
 NEEDED = ("fastapi", "uvicorn", "openai")
@@ -48,15 +48,9 @@ def serve(
         raise ValueError(f"--api-key (or {KEY_VARIABLE}) must be of ASCII characters, and not empty")
     chosen = choose_device(device)
     reason = why_not_native(engine, model, chosen)
-    native = (
-        ("--max-sequences", max_sequences),
-        ("--max-model-len", max_model_len),
-        ("--chat-template", chat_template),
-        ("--head", head),
+    refuse_native_options(
+        reason, max_sequences=max_sequences, max_model_len=max_model_len, chat_template=chat_template, head=head
     )
-    for name, given in native:
-        if given is not None and reason is not None:
-            raise ValueError(f"{name} is of the native engine, and this is transformers: {reason}")
     with bind(host, port) as bound:  # before the model is opened, which takes longer than to learn of a taken port
         if api_key is None and not is_loopback(bound):
             print(f"anyone who reaches {host} is answered: --api-key asks for a key", file=sys.stderr)

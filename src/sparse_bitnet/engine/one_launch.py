@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -12,7 +11,7 @@ from transformers.cache_utils import StaticLayer
 
 from sparse_bitnet.engine.architecture import ATTENTION, MLP
 from sparse_bitnet.kernels.decoder_step import ON_GPU, OPERATOR, Decoder, DecoderLayer, Matrix, Step, decoder_step
-from sparse_bitnet.kernels.dispatch import FORCE_VARIABLE
+from sparse_bitnet.kernels.dispatch import forcing
 from sparse_bitnet.nn.fast_weight import i2_weight
 from sparse_bitnet.nn.packed_linear import PackedLinear
 
@@ -66,9 +65,7 @@ def _layer(layer: Any, cache: Any) -> DecoderLayer:
 
 def step_of(decoder: Decoder) -> Step | str:
     """Its step on a GPU, or why the GPU has none."""
-    if os.environ.get(FORCE_VARIABLE):
-        return f"{FORCE_VARIABLE} asks for a certain kernel"
-    return OPERATOR.refusal(ON_GPU, decoder) or decoder_step(decoder)
+    return forcing() or OPERATOR.refusal(ON_GPU, decoder) or decoder_step(decoder)
 
 
 def _matrix(layer: PackedLinear) -> Matrix:

@@ -22,6 +22,11 @@ from typing import Any
 FORCE_VARIABLE = "SPARSE_BITNET_BACKEND"
 
 
+def forcing() -> str | None:
+    """What keeps those from choosing who would choose between kernels by themselves; None where nothing does."""
+    return f"{FORCE_VARIABLE} asks for a certain kernel" if os.environ.get(FORCE_VARIABLE) else None
+
+
 class NoBackendError(RuntimeError, ValueError):
     """Nothing here can run an op on these arguments; a ValueError too, which commands tell in a line."""
 

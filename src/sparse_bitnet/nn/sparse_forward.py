@@ -5,7 +5,6 @@ Shapes: T tokens (any leading dimensions), O out_features, I in_features, K lift
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 
 from sparse_bitnet.formats.windows import lift_obstacle, lifted_width
 from sparse_bitnet.kernels.dequantize_fragments import dequantize_fragments
-from sparse_bitnet.kernels.dispatch import FORCE_VARIABLE
+from sparse_bitnet.kernels.dispatch import forcing
 from sparse_bitnet.kernels.quantize_activation import fake_quantize_activation
 from sparse_bitnet.kernels.quantize_lifted import quantize_and_lift
 from sparse_bitnet.kernels.sparse_product import (
@@ -49,8 +48,8 @@ def sparse_forward_obstacle(recipe: Recipe, shape: Shape) -> str | None:
 
 def sparse_tensor_core_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why no sparse tensor cores give results in `dtype` on this device; None where they do."""
-    if os.environ.get(FORCE_VARIABLE):
-        return f"{FORCE_VARIABLE} asks for a certain kernel"
+    if (forced := forcing()) is not None:
+        return forced
     codes, one = torch.zeros(1, 64, dtype=torch.int8, device=device), torch.ones(1, 1, device=device)
     fragments = empty_fragments(torch.zeros(8, 64, device=device), 4)
     first = OPERATOR.explain(codes, one, SparseWeight(fragments, one[0], None, 8), dtype).splitlines()[0]
